@@ -1,0 +1,1 @@
+"""One attention operator per file; each maps (b, c, h, w) to (b, c, h, w)."""

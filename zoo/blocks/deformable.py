@@ -1,0 +1,264 @@
+"""Deformable attention: every query attends to points that the network moves.
+
+Two papers use one name for two formulas. Version 1 (DAT, 2022) normalises the reference points
+by the map's side, version 2 (DAT++, 2023) by the side minus one; they also differ in how offsets
+are bounded and in where queries stand. Both sample with `align_corners=True` and zero padding,
+although version 1 places pixel centres as if it were False: checkpoints were trained that way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+from zoo.layers import ChannelNorm
+from zoo.reference import reference
+from zoo.registry import ZooError
+from zoo.spec import block
+
+Position = Literal["table", "dwc"]
+
+
+@block("dat", source="DAT++, arXiv 2309.01430; DAT, arXiv 2201.00520", minimum=2)
+class DeformableAttention(nn.Module):
+    """Multi-head attention to a grid of sampled points, shifted by offsets learned per group.
+
+    Source: Xia et al. 2022, https://arxiv.org/abs/2201.00520, section 3; Xia et al. 2023,
+    https://arxiv.org/abs/2309.01430; state-dict keys of LeapLabTHU/DAT. The defaults are those
+    with which the block is put into YOLOv8.
+    Args:
+        dim: channels; a multiple of `heads`.
+        heads: attention heads; a multiple of `groups`.
+        groups: offset groups; each has its own sampled points.
+        stride: pixels between reference points; the map has ceil(h / stride) rows of them.
+        kernel_size: side of the depthwise convolution that predicts offsets.
+        offset_range: largest offset in reference points; negative: unbounded offsets, points
+            clamped to the map (version 2) or squashed by tanh (version 1).
+        position: "table" samples a relative bias table at query minus point; "dwc" adds a
+            depthwise convolution of the queries to the output; None leaves both out.
+        table_size: (h, w) of the map for which the table is made; other sizes sample it too.
+        version: 1 or 2, see above.
+        attn_drop: dropout of the attention weights.
+        proj_drop: dropout of the output.
+    Shape: (b, dim, h, w) to (b, dim, h, w)
+    Raises: ZooError if the channels do not divide, or the map gives a side of one point where
+        the formula divides by that side minus one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        groups: int = 4,
+        stride: int = 1,
+        kernel_size: int = 3,
+        offset_range: float = 4.0,
+        position: Position | None = "dwc",
+        table_size: tuple[int, int] | None = None,
+        version: int = 2,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads or heads % groups:
+            raise ZooError(f"dim={dim}, heads={heads}, groups={groups}: each must divide the last")
+        if stride < 1 or version not in (1, 2) or position not in ("table", "dwc", None):
+            raise ZooError(
+                f"stride={stride}, version={version}, position={position!r}: expected a positive "
+                "stride, version 1 or 2, and position 'table', 'dwc' or None"
+            )
+        self.heads, self.groups, self.stride = heads, groups, stride
+        self.offset_range, self.position, self.version = offset_range, position, version
+        self.scale = (dim // heads) ** -0.5
+        group_dim = dim // groups
+        padding = 0 if version == 2 and kernel_size == stride else kernel_size // 2
+        self.conv_offset = nn.Sequential(
+            nn.Conv2d(group_dim, group_dim, kernel_size, stride, padding, groups=group_dim),
+            ChannelNorm(group_dim),
+            nn.GELU(),
+            nn.Conv2d(group_dim, 2, 1, bias=False),
+        )
+        self.proj_q, self.proj_k = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+        self.proj_v, self.proj_out = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
+        self.rpe_table: Any
+        if position == "table":
+            if table_size is None:
+                raise ZooError("position='table' needs table_size=(h, w), the size of the map")
+            table = torch.zeros(heads, 2 * table_size[0] - 1, 2 * table_size[1] - 1)
+            self.rpe_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.01))
+        elif position == "dwc":
+            self.rpe_table = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend from every pixel of `x` to its group's sampled points."""
+        h, w = x.shape[-2:]
+        q = self.proj_q(x)
+        pos_yx, _ = self._points(q)
+        grouped = rearrange(x, "b (g c) h w -> (b g) c h w", g=self.groups)
+        grid_xy = rearrange(pos_yx.flip(-1), "bg i j xy -> bg 1 (i j) xy").to(x.dtype)
+        sampled = F.grid_sample(grouped, grid_xy, mode="bilinear", align_corners=True)
+        sampled = rearrange(sampled, "(b g) c 1 n -> b (g c) 1 n", g=self.groups)
+        k, v = self.proj_k(sampled), self.proj_v(sampled)
+
+        queries = rearrange(q, "b (a d) h w -> b a (h w) d", a=self.heads)
+        keys = rearrange(k, "b (a d) 1 n -> b a d n", a=self.heads)
+        values = rearrange(v, "b (a d) 1 n -> b a n d", a=self.heads)
+        logits = queries @ keys * self.scale  # (b, heads, m, n)
+        if self.position == "table":
+            logits = logits + self._table_bias(pos_yx, h, w)
+        out = self.attn_drop(logits.softmax(-1)) @ values
+        out = rearrange(out, "b a (h w) d -> b (a d) h w", h=h)
+        if self.position == "dwc":
+            out = out + self.rpe_table(q)
+        return self.proj_drop(self.proj_out(out))
+
+    def points(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tell where `x` is sampled: positions and reference points, (b, groups, i, j, yx)."""
+        pos_yx, reference_yx = self._points(self.proj_q(x))
+        pattern = "(b g) i j yx -> b g i j yx"
+        reference_yx = repeat(reference_yx, "i j yx -> bg i j yx", bg=pos_yx.shape[0])
+        return (
+            rearrange(pos_yx, pattern, g=self.groups),
+            rearrange(reference_yx, pattern, g=self.groups),
+        )
+
+    def _points(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        offset = self.conv_offset(rearrange(q, "b (g c) h w -> (b g) c h w", g=self.groups))
+        offset = rearrange(offset, "bg yx i j -> bg i j yx")
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        rows, columns = offset.shape[1:3]
+        less = self.version - 1  # version 2 divides by the side minus one
+        reference_yx = _grid(rows, columns, 0.5, less, offset)
+        if self.version == 1:
+            if self.offset_range > 0:
+                offset = self._bounded(offset, rows, columns)
+            pos_yx = offset + reference_yx
+            return (pos_yx if self.offset_range >= 0 else pos_yx.tanh()), reference_yx
+        if self.offset_range >= 0:
+            if min(rows, columns) < 2:
+                raise ZooError(
+                    f"deformable attention has {rows}x{columns} reference points on a "
+                    f"{q.shape[-2]}x{q.shape[-1]} map at stride {self.stride}; it needs 2x2: "
+                    "use a larger input or a smaller stride"
+                )
+            return self._bounded(offset, rows, columns) + reference_yx, reference_yx
+        return (offset + reference_yx).clamp(-1.0, 1.0), reference_yx
+
+    def _bounded(self, offset: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        less = self.version - 1
+        step = (self.offset_range / (rows - less), self.offset_range / (columns - less))
+        dy, dx = offset.tanh().unbind(-1)
+        return torch.stack((dy * step[0], dx * step[1]), -1)
+
+    def _table_bias(self, pos_yx: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        """Sample the table at half of query minus point, (b, heads, h * w, points)."""
+        if self.version == 2 and min(h, w) < 2:
+            raise ZooError(f"the bias table cannot be sampled on a {h}x{w} map; it needs 2x2")
+        first, less = (0.5, 0) if self.version == 1 else (0.0, 1)
+        queries = rearrange(_grid(h, w, first, less, pos_yx), "i j yx -> (i j) 1 yx")
+        points = rearrange(pos_yx, "bg i j yx -> bg 1 (i j) yx")
+        displacement_xy = (0.5 * (queries - points)).flip(-1)
+        batch = pos_yx.shape[0] // self.groups
+        table = repeat(self.rpe_table, "(g a) i j -> (b g) a i j", g=self.groups, b=batch)
+        table = table.to(displacement_xy.dtype)
+        bias = F.grid_sample(table, displacement_xy, mode="bilinear", align_corners=True)
+        return rearrange(bias, "(b g) a m n -> b (g a) m n", g=self.groups)
+
+
+def _grid(rows: int, columns: int, first: float, less: int, like: torch.Tensor) -> torch.Tensor:
+    """Normalised (y, x) of a grid: 2 * (i + first) / (side - less) - 1, (rows, columns, 2)."""
+
+    def axis(side: int) -> torch.Tensor:
+        i = torch.arange(side, device=like.device, dtype=like.dtype)
+        return (i + first) * 2 / (side - less) - 1
+
+    return torch.stack(torch.meshgrid(axis(rows), axis(columns), indexing="ij"), -1)
+
+
+def _position(
+    use_pe: bool, dwc_pe: bool, no_off: bool, fixed_pe: bool, log_cpb: bool = False
+) -> Position | None:
+    """Translate the official switches."""
+    for name, on in (("no_off", no_off), ("fixed_pe", fixed_pe), ("log_cpb", log_cpb)):
+        if on:
+            raise ZooError(f"DAttentionBaseline: {name}=True is not supported")
+    if not use_pe:
+        return None
+    return "dwc" if dwc_pe else "table"
+
+
+@reference("DAttentionBaseline (v1)")
+def dattention_v1(
+    *,
+    q_size: tuple[int, int],
+    kv_size: tuple[int, int],
+    n_heads: int,
+    n_head_channels: int,
+    n_groups: int,
+    stride: int,
+    offset_range_factor: float,
+    use_pe: bool,
+    dwc_pe: bool,
+    no_off: bool,
+    fixed_pe: bool,
+    stage_idx: int,
+    attn_drop: float = 0.0,
+    proj_drop: float = 0.0,
+) -> DeformableAttention:
+    """Build the module whose state dict the official class of 2022 has."""
+    del q_size  # the official code takes it from the input
+    return DeformableAttention(
+        n_heads * n_head_channels,
+        heads=n_heads,
+        groups=n_groups,
+        stride=stride,
+        kernel_size=(9, 7, 5, 3)[stage_idx],
+        offset_range=offset_range_factor,
+        position=_position(use_pe, dwc_pe, no_off, fixed_pe),
+        table_size=(kv_size[0], kv_size[1]),
+        version=1,
+        attn_drop=attn_drop,
+        proj_drop=proj_drop,
+    )
+
+
+@reference("DAttentionBaseline (v2)")
+def dattention_v2(
+    *,
+    q_size: tuple[int, int],
+    kv_size: tuple[int, int],
+    n_heads: int,
+    n_head_channels: int,
+    n_groups: int,
+    stride: int,
+    offset_range_factor: float,
+    use_pe: bool,
+    dwc_pe: bool,
+    no_off: bool,
+    fixed_pe: bool,
+    ksize: int,
+    log_cpb: bool,
+    attn_drop: float = 0.0,
+    proj_drop: float = 0.0,
+) -> DeformableAttention:
+    """Build the module whose state dict the official class of 2023 has."""
+    del kv_size  # the official code derives it from q_size and stride
+    return DeformableAttention(
+        n_heads * n_head_channels,
+        heads=n_heads,
+        groups=n_groups,
+        stride=stride,
+        kernel_size=ksize,
+        offset_range=offset_range_factor,
+        position=_position(use_pe, dwc_pe, no_off, fixed_pe, log_cpb),
+        table_size=(q_size[0], q_size[1]),
+        version=2,
+        attn_drop=attn_drop,
+        proj_drop=proj_drop,
+    )

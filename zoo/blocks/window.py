@@ -1,0 +1,183 @@
+"""Self-attention inside the windows of a map, plain and shifted, as DAT (2022) uses it."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from zoo.layers import init_linear
+from zoo.reference import reference
+from zoo.registry import ZooError
+from zoo.spec import block
+
+
+@block("window", source="DAT, arXiv 2201.00520, after Swin, arXiv 2103.14030")
+class WindowAttention(nn.Module):
+    """Multi-head attention inside `window` x `window` pixel windows.
+
+    Source: Xia et al. 2022, https://arxiv.org/abs/2201.00520, local attention; state-dict keys of
+    LeapLabTHU/DAT at 566a593.
+    Args:
+        dim: channels; a multiple of `heads`.
+        heads: attention heads.
+        window: window side in pixels; must divide h and w.
+        attn_drop: dropout of the attention weights.
+        proj_drop: dropout of the output.
+    Shape: (b, dim, h, w) to (b, dim, h, w)
+    Raises: ZooError if h or w is not a multiple of `window`, or dim not one of `heads`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        window: int = 7,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.heads, self.window = heads, window
+        self.scale = (dim // heads) ** -0.5
+        self.proj_qkv = nn.Linear(dim, 3 * dim)
+        self.proj_out = nn.Linear(dim, dim)
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
+        table = torch.zeros((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.register_buffer("relative_position_index", relative_index(window))
+        self.relative_position_index: torch.Tensor
+        self.apply(init_linear)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend inside each window; `mask` (windows, m, n) is added to the logits."""
+        h, w = x.shape[-2:]
+        if h % self.window or w % self.window:
+            raise ZooError(f"input is {h}x{w}, not a multiple of window={self.window}")
+        rows, window = h // self.window, self.window
+        tokens = rearrange(x, "b c (i y) (j x) -> b (i j) (y x) c", y=window, x=window)
+        qkv = self.proj_qkv(tokens)
+        q, k, v = rearrange(qkv, "b l n (three a d) -> three b l a n d", three=3, a=self.heads)
+        logits = q * self.scale @ k.transpose(-1, -2)  # (b, windows, heads, m, n)
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        logits = logits + rearrange(bias, "m n a -> a m n")
+        if mask is not None:
+            logits = logits + mask[:, None]
+        out = self.attn_drop(logits.softmax(-1)) @ v
+        out = self.proj_out(rearrange(out, "b l a n d -> b l n (a d)"))
+        out = rearrange(out, "b (i j) (y x) c -> b c (i y) (j x)", i=rows, y=window)
+        return self.proj_drop(out)
+
+
+@block("shifted_window", source="DAT, arXiv 2201.00520, after Swin, arXiv 2103.14030")
+class ShiftedWindowAttention(WindowAttention):
+    """Window attention on a map rolled by `shift` pixels, wrapped regions kept apart.
+
+    Source: as `WindowAttention`.
+    Differs: Swin shifts by floor(window / 2), DAT by ceil(window / 2), the default here.
+    Args:
+        dim: channels; a multiple of `heads`.
+        heads: attention heads.
+        window: window side in pixels; must divide h and w.
+        shift: pixels that the map is rolled by; 0 < shift < window.
+        map_size: (h, w) for which the mask is stored, as official checkpoints have it. Other
+            sizes work; their mask is made on the fly.
+        attn_drop: dropout of the attention weights.
+        proj_drop: dropout of the output.
+    Shape: (b, dim, h, w) to (b, dim, h, w)
+    Raises: ZooError if a size or the shift does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        window: int = 7,
+        shift: int | None = None,
+        map_size: tuple[int, int] | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__(
+            dim, heads=heads, window=window, attn_drop=attn_drop, proj_drop=proj_drop
+        )
+        self.shift = -(-window // 2) if shift is None else shift
+        if not 0 < self.shift < window:
+            raise ZooError(f"shift={self.shift} is not between 0 and window={window}")
+        self.map_size = None if map_size is None else (int(map_size[0]), int(map_size[1]))
+        mask = None if self.map_size is None else shift_mask(*self.map_size, window, self.shift)
+        self.register_buffer("attn_mask", mask)
+        self.attn_mask: torch.Tensor | None
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Roll, attend inside each window without crossing the seam, roll back."""
+        if mask is None:
+            mask = self._mask(x)
+        rolled = torch.roll(x, (-self.shift, -self.shift), (-2, -1))
+        return torch.roll(super().forward(rolled, mask), (self.shift, self.shift), (-2, -1))
+
+    def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        h, w = x.shape[-2:]
+        if (h, w) == self.map_size:
+            return self.attn_mask
+        if h % self.window or w % self.window:
+            return None  # the plain attention says what is wrong
+        return shift_mask(h, w, self.window, self.shift, x.device).to(x.dtype)
+
+
+def relative_index(window: int) -> torch.Tensor:
+    """Index of the bias table for each query and key pixel of a window, (window^2, window^2)."""
+    pos_yx = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    delta = pos_yx[:, None] - pos_yx[None] + window - 1
+    return delta[..., 0] * (2 * window - 1) + delta[..., 1]
+
+
+def shift_mask(
+    h: int, w: int, window: int, shift: int, device: torch.device | None = None
+) -> torch.Tensor:
+    """Mask of 0 and -100 that separates what rolling brought together, (windows, m, n)."""
+
+    def part(length: int) -> torch.Tensor:
+        i = torch.arange(length, device=device)
+        return (i >= length - window).int() + (i >= length - shift).int()
+
+    region = part(h)[:, None] * 3 + part(w)[None]
+    tokens = rearrange(region, "(i y) (j x) -> (i j) (y x)", y=window, x=window)
+    return -100.0 * (tokens[:, :, None] != tokens[:, None, :]).float()
+
+
+@reference("LocalAttention")
+def local_attention(
+    *, dim: int, heads: int, window_size: int, attn_drop: float = 0.0, proj_drop: float = 0.0
+) -> WindowAttention:
+    """Build the module whose state dict the official `LocalAttention` has."""
+    return WindowAttention(
+        dim, heads=heads, window=window_size, attn_drop=attn_drop, proj_drop=proj_drop
+    )
+
+
+@reference("ShiftWindowAttention")
+def shift_window_attention(
+    *,
+    dim: int,
+    heads: int,
+    window_size: int,
+    shift_size: int,
+    fmap_size: int | tuple[int, int],
+    attn_drop: float = 0.0,
+    proj_drop: float = 0.0,
+) -> ShiftedWindowAttention:
+    """Build the module whose state dict the official `ShiftWindowAttention` has."""
+    size = (fmap_size, fmap_size) if isinstance(fmap_size, int) else tuple(fmap_size)
+    return ShiftedWindowAttention(
+        dim,
+        heads=heads,
+        window=window_size,
+        shift=shift_size,
+        map_size=size,
+        attn_drop=attn_drop,
+        proj_drop=proj_drop,
+    )

@@ -1,0 +1,29 @@
+"""Parts that two or more families share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each pixel; the parameters stand under `norm`.
+
+    Shape: (b, dim, h, w) to (b, dim, h, w)
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise each pixel's channels."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Give a linear layer the transformer's start: weights N(0, 0.02), bias 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,132 @@
+"""What a user types for a model, read without importing torch.
+
+    dat_tiny   dat_tiny[num_classes=10]   block:dat[stride=2]   yolov8n+dat[groups=1]@p5
+
+A block behind `+` is plugged into a detector at the placement behind `@`; `block:` takes a block
+alone. Options stand in brackets, as Python keyword arguments; bare words are strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.registry import ZooError
+from zoo.spec import BLOCKS, MODELS, BlockSpec, ModelSpec, check_sides
+
+PLACEMENTS = {"p5": "after SPPF, at 1/32 of the input"}
+_PART = r"(?P<{0}>[^\[\]+@:]+)(?:\[(?P<{0}_options>[^\[\]]*)\])?"
+_NAME = re.compile(
+    rf"(?P<alone>block:)?{_PART.format('base')}(?:\+{_PART.format('block')})?(?:@(?P<placement>\w+))?"
+)
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A model or a block that a name stands for, with the options given.
+
+    Args:
+        spec: of the model, or of the block where it stands alone.
+        options: keyword arguments for its builder.
+        block: spec of the block plugged in, if any.
+        block_options: keyword arguments for that block.
+        placement: where it is plugged in.
+    """
+
+    spec: ModelSpec | BlockSpec
+    options: Mapping[str, Any]
+    block: BlockSpec | None = None
+    block_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    placement: str = "p5"
+
+    def __str__(self) -> str:
+        """Return the name in its canonical form."""
+        alone = "block:" if isinstance(self.spec, BlockSpec) else ""
+        text = f"{alone}{self.spec.name}{_brackets(self.options)}"
+        if self.block is None:
+            return text
+        placement = "" if self.placement == "p5" else f"@{self.placement}"
+        return f"{text}+{self.block.name}{_brackets(self.block_options)}{placement}"
+
+    @property
+    def minimum(self) -> int:
+        """Smallest side of the input in pixels."""
+        if self.block is None:
+            return self.spec.minimum
+        stride = self.block_options.get("stride", 1)
+        cells = (self.block.minimum - 1) * (stride if isinstance(stride, int) else 1) + 1
+        return max(self.spec.minimum, 32 * cells)
+
+    def check_input(self, height: int, width: int) -> None:
+        """Refuse an input size that cannot work.
+
+        Raises:
+            ZooError: says what would.
+        """
+        multiple = self.spec.multiple if isinstance(self.spec, ModelSpec) else 1
+        check_sides(str(self), height, width, self.minimum, multiple)
+
+
+def parse_name(text: str) -> Named:
+    """Read a name as a user types it.
+
+    Raises:
+        ZooError: the name, a block, a placement or an option is unknown.
+    """
+    match = _NAME.fullmatch(text.strip())
+    if match is None:
+        raise ZooError(f"cannot read {text!r}; write it like dat_tiny, dat[img_size=448] or yolov8n+dat")
+    options = parse_options(match["base_options"], text)
+    if match["alone"]:
+        if match["block"] or match["placement"]:
+            raise ZooError(f"{text!r}: a block alone takes no '+' and no '@'")
+        return _checked(Named(BLOCKS[match["base"]], options))
+    spec = MODELS[match["base"]]
+    if match["block"] is None:
+        if match["placement"]:
+            raise ZooError(f"{text!r}: '@' places a block; write {spec.name}+BLOCK@{match['placement']}")
+        return _checked(Named(spec, options))
+    if spec.task != "detect":
+        detectors = ", ".join(n for n, s in MODELS.items() if s.task == "detect")
+        raise ZooError(f"{spec.name} takes no block; detectors do: {detectors}")
+    placement = match["placement"] or "p5"
+    if placement not in PLACEMENTS:
+        raise ZooError(f"no placement {placement!r}; there is: {', '.join(PLACEMENTS)}")
+    block_options = parse_options(match["block_options"], text)
+    return _checked(Named(spec, options, BLOCKS[match["block"]], block_options, placement))
+
+
+def parse_options(text: str | None, name: str) -> dict[str, Any]:
+    """Read `a=1,b=(2, 3),c=word` into a dictionary.
+
+    Raises:
+        ZooError: it is not a list of keyword arguments with literal values.
+    """
+    try:
+        call = ast.parse(f"f({text or ''})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError("not keyword arguments")
+        return {str(k.arg): _value(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ZooError(f"cannot read the options of {name!r}; write them like [stride=2,version=1]") from error
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return _WORDS.get(node.id, node.id)
+    return ast.literal_eval(node)
+
+
+def _brackets(options: Mapping[str, Any]) -> str:
+    return "[" + ",".join(f"{k}={v}" for k, v in sorted(options.items())) + "]" if options else ""
+
+
+def _checked(named: Named) -> Named:
+    named.spec.check_options(named.options)
+    if named.block is not None:
+        named.block.check_options(named.block_options)
+    return named
