@@ -65,8 +65,10 @@ class DeformableAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads or heads % groups:
-            raise ZooError(f"dim={dim}, heads={heads}, groups={groups}: each must divide the last")
+        if dim % heads:
+            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        if heads % groups:
+            raise ZooError(f"heads={heads} is not a multiple of groups={groups}")
         if stride < 1 or version not in (1, 2) or position not in ("table", "dwc", None):
             raise ZooError(
                 f"stride={stride}, version={version}, position={position!r}: expected a positive "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import timm
+from torch import nn
 
 from zoo.spec import model
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @model(
@@ -24,8 +22,6 @@ def swin_tiny(
     *, img_size: int = 224, num_classes: int = 1000, drop_path_rate: float = 0.2
 ) -> nn.Module:
     """Swin-T: shifted windows of 7 x 7 tokens."""
-    import timm
-
     return timm.create_model(
         "swin_tiny_patch4_window7_224",
         img_size=img_size,

@@ -6,7 +6,10 @@ import copy
 from typing import Any
 
 import torch
+import ultralytics.nn.tasks
 from torch import nn
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils.ops import make_divisible
 
 from zoo.build import create_block
 from zoo.registry import ZooError
@@ -34,8 +37,6 @@ def register() -> None:
     Its parser has no hook. It keeps the channel count for a layer that it does not know, and
     does not tell the layer, so the YAML carries it.
     """
-    import ultralytics.nn.tasks
-
     ultralytics.nn.tasks.ZooBlock = ZooBlock
 
 
@@ -53,8 +54,6 @@ def detector(
         plugged: block, its options and its placement; None for the detector as it is.
     Shape: (b, 3, h, w) to ((b, 4 + num_classes, anchors), raw head outputs), sides multiples of 32
     """
-    from ultralytics.nn.tasks import DetectionModel
-
     register()
     layers = config(name)
     if plugged is not None:
@@ -64,8 +63,6 @@ def detector(
 
 def config(name: str) -> dict[str, Any]:
     """Read the YAML of a detector, with its scale, from ultralytics."""
-    from ultralytics.nn.tasks import yaml_model_load
-
     return yaml_model_load(f"{name}.yaml")
 
 
@@ -99,8 +96,6 @@ def with_block(
 
 def _scaled(layers: dict[str, Any], channels: int) -> int:
     """Channels of a layer at the detector's scale, by the rule of ultralytics' parser."""
-    from ultralytics.utils.ops import make_divisible
-
     _, width, most = layers["scales"][layers["scale"]]
     return make_divisible(min(channels, most) * width, 8)
 

@@ -1,0 +1,74 @@
+"""The Python face: what the command line does, without printing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datbench.plan import make_plan
+from datbench.records import Record
+from datbench.runner import Progress, run
+from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol
+from datbench.store import RunFolder
+
+
+def compare(
+    models: Sequence[str],
+    *,
+    quick: bool = False,
+    rigorous: bool = False,
+    budget: float | None = None,
+    results: str | os.PathLike[str] = "results",
+    progress: Progress = lambda _, __: None,
+    **options: Any,
+) -> list[Record]:
+    """Measure models against the first of them, or against `baseline`.
+
+    Args:
+        models: names, e.g. ["dat", "swin", "yolov8n+dat"].
+        quick: one process pair, no verdicts.
+        rigorous: up to 20 process pairs instead of 8.
+        budget: seconds after which no further round starts.
+        results: folder that gets a folder for this run, with records and raw samples.
+        progress: called with what is going on and the fraction that is done.
+        options: as `datbench.plan.make_plan` takes them: device, batch_size, img_size, ...
+    Returns:
+        One record a model, in order; a model that failed has `error` set.
+    Raises:
+        UserError, ZooError: (ValueErrors) before anything is measured.
+    """
+    protocol = choose_protocol(quick, rigorous, budget)
+    plan = make_plan(models, command="compare", protocol=protocol, **options)
+    return run(plan, RunFolder.create(Path(results), plan.command), progress)
+
+
+def profile(
+    models: Sequence[str],
+    *,
+    rigorous: bool = False,
+    budget: float | None = None,
+    results: str | os.PathLike[str] = "results",
+    progress: Progress = lambda _, __: None,
+    **options: Any,
+) -> list[Record]:
+    """Measure models each for itself, in one process; `rigorous` takes five.
+
+    Arguments, result and errors are those of `compare`.
+    """
+    protocol = profile_protocol(rigorous, budget)
+    plan = make_plan(models, command="profile", protocol=protocol, **options)
+    return run(plan, RunFolder.create(Path(results), plan.command), progress)
+
+
+def choose_protocol(quick: bool, rigorous: bool, budget: float | None) -> Protocol:
+    """Return the protocol of a comparison."""
+    tier = QUICK if quick else RIGOROUS if rigorous else DEFAULT
+    return dataclasses.replace(tier, budget_s=budget)
+
+
+def profile_protocol(rigorous: bool, budget: float | None) -> Protocol:
+    """Return the protocol of a profile: nothing is compared, so one look at the end."""
+    return dataclasses.replace(QUICK, looks=(5 if rigorous else 1,), budget_s=budget)

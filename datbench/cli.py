@@ -1,0 +1,335 @@
+"""The command line: parse, call, show. Nothing here measures, and nothing imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+from click.shell_completion import CompletionItem
+
+from datbench.api import choose_protocol, profile_protocol
+from datbench.errors import UserError
+from zoo import ZooError
+from zoo.registry import Spec
+from zoo.spec import BLOCKS, MODELS, ModelSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from datbench.records import Record
+    from datbench.schedule import Protocol
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class OneLine(click.RichGroup):
+    """A group that tells each mistake in one line on stderr and exits with status 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command; as click does, but errors take one line."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            message = " ".join(error.format_message().split())
+            click.echo(f"Error: {message}", err=True)
+            sys.exit(error.exit_code)
+        except (UserError, ZooError) as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(USAGE)
+        except click.Abort:
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+class Variadic(click.RichCommand):
+    """A command whose `--models` takes every word up to the next option."""
+
+    OPTION = "--models"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each further word, as click reads it."""
+        words: list[str] = []
+        inside = False
+        for word in args:
+            if word.startswith("-"):
+                inside = word == self.OPTION or word.startswith(f"{self.OPTION}=")
+            elif inside and words[-1] != self.OPTION:
+                words.append(self.OPTION)
+            words.append(word)
+        ctx.meta["datbench.inside"] = inside
+        return super().parse_args(ctx, words)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a further model behind `--models`."""
+        if ctx.meta.get("datbench.inside") and not incomplete.startswith("-"):
+            return complete_model(ctx, None, incomplete)
+        return super().shell_complete(ctx, incomplete)
+
+
+def complete_model(ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+    """Suggest models, blocks alone, and blocks plugged into a detector."""
+    del ctx, param
+    base, plus, _ = incomplete.partition("+")
+    if plus:
+        names = [f"{base}+{block}" for block in BLOCKS]
+    else:
+        names = [*MODELS, *(f"block:{block}" for block in BLOCKS)]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _all(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+FORMAT = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed on stdout.",
+)
+RESULTS = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Folder that holds a folder for each run.",
+)
+OUTPUT = click.option(
+    "--output",
+    "outputs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Also write a report, its format by suffix: .csv .html .json .txt. Repeatable.",
+)
+WORKLOAD = _all(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Inputs in a step."),
+    click.option("--img-size", type=click.IntRange(1), help="Side of the input in pixels; each model's own by default."),
+    click.option("--input", "input_shape", metavar="CxHxW", help="Shape of one input instead; blocks alone need it."),
+    click.option("--image", default="photo", metavar="FILE", help="A photograph; 'noise' for seeded noise; ultralytics' photographs by default."),
+    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True, help="Type of weights and input."),
+    click.option("--amp", is_flag=True, help="Run under autocast, weights in float32."),
+    click.option("--channels-last", is_flag=True, help="Memory format of weights and input."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads of one operator; all usable cores by default."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of weights, noise and order."),
+    click.option("--checkpoint", "checkpoints", multiple=True, metavar="[MODEL=]FILE", help="Weights, as safetensors or a state dict. Repeatable."),
+    click.option("--rigorous", is_flag=True, help="More processes, for smaller differences."),
+    click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Start no further round after this time."),
+)  # fmt: skip
+
+
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="datbench")
+def cli() -> None:
+    """What attention costs on your device: parameters, MACs, latency and memory of vision networks."""
+
+
+@cli.command("list")
+@click.argument("pattern", default="*")
+@FORMAT
+def list_(pattern: str, form: str) -> None:
+    """List models and blocks that match PATTERN, with published figures."""
+    import fnmatch
+
+    specs: list[Spec] = [*MODELS.values(), *BLOCKS.values()]
+    rows = [
+        row
+        for row in map(_facts, specs)
+        if any(fnmatch.fnmatch(name, pattern) for name in (row["model"], *row["aliases"].split()))
+    ]
+    if not rows:
+        raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
+    _print_rows(rows, form)
+
+
+@cli.command(cls=Variadic)
+@click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
+@WORKLOAD
+@OUTPUT
+@RESULTS
+@FORMAT
+def profile(models: tuple[str, ...], rigorous: bool, budget: float | None, **options: Any) -> None:
+    """Measure each of MODELS for itself."""
+    _measure("profile", models, profile_protocol(rigorous, budget), **options)
+
+
+@cli.command(cls=Variadic)
+@click.option("--models", multiple=True, required=True, metavar="MODEL...", shell_complete=complete_model, help="Models to compare: `--models dat swin`.")  # fmt: skip
+@click.option("--baseline", help="Model that the others are compared with; the first by default.")
+@click.option("--quick", is_flag=True, help="One process pair, no verdicts.")
+@WORKLOAD
+@OUTPUT
+@RESULTS
+@FORMAT
+def compare(
+    models: tuple[str, ...], quick: bool, rigorous: bool, budget: float | None, **options: Any
+) -> None:
+    """Measure models against each other, interleaved, and say which differences are real."""
+    if quick and rigorous:
+        raise UserError("--quick and --rigorous exclude each other; give one of them")
+    _measure("compare", models, choose_protocol(quick, rigorous, budget), **options)
+
+
+@cli.command("export-report")
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@OUTPUT
+@RESULTS
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), help="Print on stdout instead.")
+def export_report(
+    run: Path | None, outputs: tuple[Path, ...], results: Path, form: str | None
+) -> None:
+    """Write reports of a RUN folder, the latest by default; report.csv and report.html in it."""
+    from datbench.reports import check_output
+    from datbench.store import RunFolder, latest_run
+
+    folder = latest_run(results) if run is None else _run_folder(run, results, RunFolder)
+    records = folder.records()
+    if form is not None:
+        _print_records(records, form)
+    elif not outputs:
+        outputs = (folder.path / "report.csv", folder.path / "report.html")
+    for output in outputs:
+        check_output(output)
+    _write(records, outputs)
+
+
+def _run_folder(run: Path, results: Path, kind: Callable[[Path], Any]) -> Any:
+    for path in (run, results / run):
+        if path.is_dir():
+            return kind(path)
+    raise UserError(f"no run folder {run}, nor {results / run}; `ls {results}` shows the runs")
+
+
+def _measure(
+    command: str,
+    models: Sequence[str],
+    protocol: Protocol,
+    *,
+    outputs: Sequence[Path],
+    results: Path,
+    form: str,
+    **options: Any,
+) -> None:
+    """Plan, run, show and write; exit with 1 if a model failed."""
+    from datbench.plan import make_plan
+    from datbench.reports import check_output
+    from datbench.runner import run
+    from datbench.store import RunFolder
+
+    for output in outputs:
+        check_output(output)
+    plan = make_plan(models, command=command, protocol=protocol, **options)
+    folder = RunFolder.create(results, command)
+    with _progress() as progress:
+        records = run(plan, folder, progress)
+    _print_records(records, form)
+    _write(records, outputs)
+    click.echo(f"Records and samples: {folder.path}", err=True)
+    if any("interrupted" in record.flags for record in records):
+        sys.exit(INTERRUPTED)
+    if any(record.error for record in records):
+        sys.exit(FAILED)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on stderr; nothing where that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda text, done: bar.update(task, description=text, completed=done)
+
+
+def _print_records(records: Sequence[Record], form: str) -> None:
+    from datbench.reports import render
+
+    if form != "table":
+        click.echo(render(records, form), nl=False)
+        return
+    from datbench.reports.txt import show
+
+    _stdout().print(show(records))
+
+
+def _stdout() -> Console:
+    """A console as wide as the terminal; 160 columns where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
+    if form == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        click.echo(text.getvalue(), nl=False)
+        return
+    from rich.table import Table
+
+    from datbench.reports.txt import rounded, scaled
+
+    table = Table()
+    for title in ("model", "short", "input", "params M", "GMACs", "top-1 %", "what it is"):
+        table.add_column(title, overflow="fold", no_wrap=title == "model")
+    for row in rows:
+        numbers = (scaled(row["params"], 1e6), scaled(row["published_macs"], 1e9))
+        top1 = rounded(row["published_top1"])
+        size = "" if row["img_size"] is None else str(row["img_size"])
+        table.add_row(row["model"], row["aliases"], size, *numbers, top1, row["summary"])
+    console = _stdout()
+    console.print(table)
+    console.print("GMACs and top-1 are published figures; --format csv and json name the sources.")
+
+
+def _facts(spec: Spec) -> dict[str, Any]:
+    """Return what `list` shows of a model or a block."""
+    facts: dict[str, Any] = dataclasses.asdict(spec)
+    is_model = isinstance(spec, ModelSpec)
+    return {
+        "model": spec.name if is_model else f"block:{spec.name}",
+        "aliases": " ".join(spec.aliases),
+        "family": facts.get("family", "block"),
+        "img_size": facts.get("img_size"),
+        "params": facts.get("params"),
+        "published_macs": facts.get("published_macs"),
+        "published_top1": facts.get("published_top1"),
+        "summary": spec.summary,
+        "source": facts["source"],
+        "published_source": facts.get("published_source", ""),
+    }
+
+
+def _write(records: Sequence[Record], outputs: Sequence[Path]) -> None:
+    from datbench.reports import write
+
+    for output in outputs:
+        write(records, output)
+        click.echo(f"Wrote {output}", err=True)

@@ -1,0 +1,284 @@
+"""Clocks, memory gauges and facts of the devices; the only file that knows CUDA from a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from datbench.errors import UserError
+from datbench.records import Measurement
+
+if TYPE_CHECKING:
+    import torch
+
+MIB = 2**20
+Step = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Milliseconds of each iteration of a slot.
+
+    Args:
+        latency_ms: on the device's own clock.
+        host_ms: until the host could go on; None where the device is the host.
+    """
+
+    latency_ms: list[float]
+    host_ms: list[float] | None = None
+
+
+class Device(Protocol):
+    """What the metrics need of a device."""
+
+    name: str
+
+    def time(self, step: Step, iterations: int) -> Timing:
+        """Run `step` so often, timing each run."""
+
+    def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
+        """Run `step` once and measure the memory that it needs beside what is resident."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return this device's part of the environment."""
+
+
+def resolve_device(name: str) -> str:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into the device to use, without importing torch.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UserError(f"no device named {name!r}; expected auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return "cpu"
+    count = count_cuda_devices()
+    if kind == "auto":
+        return "cuda:0" if count else "cpu"
+    if not count:
+        raise UserError(f"device {name} is not there: no CUDA device is visible; use --device cpu")
+    if int(index or 0) >= count:
+        raise UserError(f"device {name} is not there: there are {count}, cuda:0 to cuda:{count - 1}")
+    return f"cuda:{int(index or 0)}"
+
+
+def count_cuda_devices() -> int:
+    """Devices that the CUDA driver shows to this process; 0 too where torch is built without CUDA."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return 0
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def open_device(name: str, threads: int) -> Device:
+    """Make torch ready to measure on a device, with every setting that matters explicit."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    return CpuDevice() if name == "cpu" else CudaDevice(name)
+
+
+class CpuDevice:
+    """The processor, on a monotonic clock."""
+
+    name = "cpu"
+
+    def time(self, step: Step, iterations: int) -> Timing:
+        """Time each run by the monotonic clock."""
+        clock = time.perf_counter_ns
+        stamps = [clock()]
+        for _ in range(iterations):
+            step()
+            stamps.append(clock())
+        return Timing([(b - a) / 1e6 for a, b in zip(stamps, stamps[1:], strict=False)])
+
+    def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
+        """Measure the peak of live tensor bytes by the allocator's events, and peak RSS.
+
+        `peak_allocated_mib` counts like CUDA's caching allocator: what is resident, and on top
+        the largest sum of what the step had allocated and not yet freed.
+        """
+        _reset_peak_rss()
+        step()
+        rss = _peak_rss_bytes()
+        peak = _peak_allocation(step) + sum(t.nbytes for t in resident)
+        yield Measurement("peak_allocated_mib", peak / MIB)
+        yield Measurement("rss_peak_mib", None if rss is None else rss / MIB)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the processor's name."""
+        return {"device_name": cpu_name()}
+
+
+class CudaDevice:
+    """A CUDA device, on its own events."""
+
+    def __init__(self, name: str) -> None:
+        import torch
+
+        self.name = name
+        self._torch = torch
+        torch.cuda.set_device(name)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        self._events: list[tuple[Any, Any]] = []
+
+    def time(self, step: Step, iterations: int) -> Timing:
+        """Time each run by a pair of events, read after one synchronise at the end."""
+        cuda = self._torch.cuda
+        while len(self._events) < iterations:
+            pair = (cuda.Event(enable_timing=True), cuda.Event(enable_timing=True))
+            self._events.append(pair)
+        events = self._events[:iterations]
+        clock = time.perf_counter_ns
+        cuda.synchronize()
+        stamps = [clock()]
+        for start, end in events:
+            start.record()
+            step()
+            end.record()
+            stamps.append(clock())
+        cuda.synchronize()
+        return Timing(
+            [start.elapsed_time(end) for start, end in events],
+            [(b - a) / 1e6 for a, b in zip(stamps, stamps[1:], strict=False)],
+        )
+
+    def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
+        """Read the caching allocator's peaks over one step, and the driver's figure for us."""
+        del resident  # the allocator holds it already
+        cuda = self._torch.cuda
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        step()
+        cuda.synchronize()
+        yield Measurement("peak_allocated_mib", cuda.max_memory_allocated() / MIB)
+        yield Measurement("peak_reserved_mib", cuda.max_memory_reserved() / MIB)
+        yield Measurement("process_memory_mib", self._process_mib())
+        rss = _peak_rss_bytes()
+        yield Measurement("rss_peak_mib", None if rss is None else rss / MIB)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the names and versions of device, driver and libraries."""
+        torch = self._torch
+        version = torch.backends.cudnn.version()
+        return {
+            "device_name": torch.cuda.get_device_name(),
+            "driver": self._nvml(lambda nvml, _: nvml.nvmlSystemGetDriverVersion()),
+            "cuda": torch.version.cuda,
+            "cudnn": None if version is None else str(version),
+        }
+
+    def _process_mib(self) -> float | None:
+        def used(nvml: Any, handle: Any) -> float | None:
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                    return process.usedGpuMemory / MIB
+            return None
+
+        return self._nvml(used)
+
+    def _nvml(self, read: Callable[[Any, Any], Any]) -> Any:
+        """Ask the management library about this device, found by its UUID; None if it cannot tell."""
+        import pynvml
+
+        uuid = self._torch.cuda.get_device_properties(self.name).uuid
+        try:
+            pynvml.nvmlInit()
+            return read(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        except pynvml.NVMLError:
+            return None
+
+
+def cpu_name() -> str:
+    """Return the processor's model name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: affinity and physical cores, whichever is less."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(allowed or 1, psutil.cpu_count(logical=False) or allowed or 1))
+
+
+def _peak_allocation(step: Step) -> int:
+    """Largest sum of bytes that one run of `step` had allocated and not yet freed."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    inner = profiler.profiler
+    events = [] if inner is None else inner.kineto_results.events()
+    memory = sorted(
+        ((e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"),
+    )
+    live = peak = 0
+    for _, _, change in memory:
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what C++ code writes to stderr: the profiler announces its start and stop there."""
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(null)
+        os.close(saved)
+
+
+def _reset_peak_rss() -> None:
+    """Let the kernel's mark of peak resident memory start from now (Linux)."""
+    marks = Path("/proc/self/clear_refs")
+    if marks.exists():
+        marks.write_text("5", encoding="ascii")
+
+
+def _peak_rss_bytes() -> int | None:
+    """Peak resident memory since `_reset_peak_rss`; since the start of the process elsewhere."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

@@ -1,0 +1,102 @@
+"""Latency: milliseconds of one forward of a batch that is already on the device.
+
+Iterations come in slots, after an untimed one that absorbs what another process left in the
+caches. `latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99
+need 29, 59 and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median` (CUDA)
+is how long launching took; where that is longer than the work the row is `host_bound`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from datbench.records import Measurement
+from datbench.stats import PERCENTILE_SAMPLES, latency_interval, percentile
+
+if TYPE_CHECKING:
+    from datbench.device import Timing
+    from datbench.trial import Trial
+
+WARMUP_S, WARMUP_MOST_S = 1.0, 20.0
+STEADY = 0.03  # relative difference between the medians of the last and the previous runs
+NOISY = 0.10  # width of the interval relative to the median
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup:
+    """How the warm-up ended.
+
+    Args:
+        step_ms: median of the last iterations.
+        steady: whether the times had settled.
+    """
+
+    step_ms: float
+    steady: bool
+
+
+@dataclasses.dataclass
+class Samples:
+    """Timed iterations of one model in one process."""
+
+    latency_ms: list[float] = dataclasses.field(default_factory=list)
+    host_ms: list[float] = dataclasses.field(default_factory=list)
+
+
+def warm_up(trial: Trial) -> Warmup:
+    """Run for a second and until five iterations take as long as the five before, 20 s at most."""
+    start = time.monotonic()
+    times: list[float] = []
+    while True:
+        times += trial.device.time(trial.step, 1).latency_ms
+        spent = time.monotonic() - start
+        last, previous = times[-5:], times[-10:-5]
+        if len(previous) == 5:
+            steady = abs(statistics.median(last) / statistics.median(previous) - 1) < STEADY
+            if steady and spent > WARMUP_S:
+                return Warmup(statistics.median(last), True)
+        if spent > WARMUP_MOST_S:
+            return Warmup(statistics.median(last), False)
+
+
+def time_slot(trial: Trial, iterations: int) -> Timing:
+    """Time consecutive iterations after an untimed one."""
+    trial.step()
+    return trial.device.time(trial.step, iterations)
+
+
+def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measurement]:
+    """Turn the samples of each process into the columns of a row.
+
+    Args:
+        processes: one entry for each process in which the model was timed; none may be empty.
+        batch_size: images in an iteration.
+    """
+    samples = [t for process in processes for t in process.latency_ms]
+    host = [t for process in processes for t in process.host_ms]
+    median = statistics.median(samples)
+    interval = latency_interval([process.latency_ms for process in processes])
+    doubts = []
+    if interval is None or len(samples) < min(PERCENTILE_SAMPLES.values()):
+        doubts.append(f"few_samples: {len(samples)} timed iterations")
+    if interval is not None and interval[1] - interval[0] > NOISY * median:
+        width = (interval[1] - interval[0]) / median
+        doubts.append(f"noisy: the interval is {width:.0%} of the median wide; quiet the machine")
+    host_median = statistics.median(host) if host else None
+    if host_median is not None and host_median > median:
+        doubts.append("host_bound: launching took longer than the work; try a larger batch")
+    lo, hi = interval or (None, None)
+    yield Measurement("latency_ms_median", median, tuple(doubts))
+    yield Measurement("latency_ms_lo", lo)
+    yield Measurement("latency_ms_hi", hi)
+    yield Measurement("latency_ms_min", min(samples))
+    for q in PERCENTILE_SAMPLES:
+        yield Measurement(f"latency_ms_p{q}", percentile(samples, q))
+    yield Measurement("host_ms_median", host_median)
+    yield Measurement("throughput_img_s", 1000 * batch_size * len(samples) / sum(samples))
+    yield Measurement("samples", len(samples))
+    yield Measurement("pairs", len(processes))

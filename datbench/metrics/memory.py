@@ -1,0 +1,27 @@
+"""Memory of one step after warm-up, in a pass of its own.
+
+`weights_mib`: parameters and buffers. `peak_allocated_mib`: the most bytes of tensors alive at once
+during the step, weights and input included: on CUDA the caching allocator's figure, on the CPU
+the sum of the allocator's events. `peak_reserved_mib`: what the caching allocator had taken from the
+device (CUDA). `process_memory_mib`: what the driver counts for the process, the CUDA context
+included. `rss_peak_mib`: peak resident memory of the worker process during the step (Linux), torch
+itself included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datbench.device import MIB
+from datbench.metrics import metric
+from datbench.records import Measurement
+from datbench.trial import Trial
+
+
+@metric("memory", order=1)
+def memory(trial: Trial) -> Iterator[Measurement]:
+    """Measure the memory of one step."""
+    weights = [*trial.model.parameters(), *trial.model.buffers()]
+    yield Measurement("weights_mib", sum(t.nbytes for t in weights) / MIB)
+    trial.step()
+    yield from trial.device.memory(trial.step, [*weights, trial.inputs])

@@ -1,0 +1,290 @@
+"""From what a user asks for to a list of cases, everything checked before anything is built."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datbench.device import resolve_device, usable_cores
+from datbench.errors import UserError
+from datbench.inputs import check_image
+from datbench.records import Workload
+from datbench.schedule import DEFAULT, Protocol
+from zoo.names import Named, parse_name
+from zoo.spec import BlockSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DTYPES = ("float32", "float16", "bfloat16")
+# Packages whose version may change a figure.
+PACKAGES = ("datbench", "torch", "torchvision", "timm", "fvcore", "ultralytics", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model under one workload.
+
+    Args:
+        label: how the row is called; a model given twice gets `#2`.
+        name: what the zoo builds, with the options in brackets.
+        workload: what it is given to do.
+        checkpoint: file of its weights; random weights without one.
+    """
+
+    label: str
+    name: str
+    workload: Workload
+    checkpoint: str | None = None
+
+    @property
+    def named(self) -> Named:
+        """The parsed name."""
+        return parse_name(self.name)
+
+    @property
+    def task(self) -> str:
+        """What the model does: "classify", "detect", or "block" for a block alone."""
+        spec = self.named.spec
+        return spec.task if isinstance(spec, ModelSpec) else "block"
+
+    @property
+    def family(self) -> str:
+        """Family of the model; a plugged block is named too."""
+        named = self.named
+        family = named.spec.family if isinstance(named.spec, ModelSpec) else "block"
+        return f"{family}+{named.block.name}" if named.block else family
+
+    @property
+    def source(self) -> str:
+        """Where the architecture comes from."""
+        named = self.named
+        return f"{named.spec.source}; {named.block.source}" if named.block else named.spec.source
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that building the model imports."""
+        specs = (self.named.spec, self.named.block)
+        return [spec.module for spec in specs if spec is not None]
+
+    @property
+    def published(self) -> tuple[float | None, float | None]:
+        """MACs and top-1 as published, where the model and the input are the published ones."""
+        spec, (_, h, w) = self.named.spec, self.workload.input_shape
+        if not isinstance(spec, ModelSpec) or self.named.block or not h == w == spec.img_size:
+            return None, None
+        if set(self.named.options) - {"img_size", "drop_path_rate"}:
+            return None, None
+        return spec.published_macs, spec.published_top1
+
+    @property
+    def key(self) -> str:
+        """Content key: the same for the same model, workload and versions."""
+        content = {
+            "name": self.name,
+            "checkpoint": self.checkpoint,
+            "workload": dataclasses.asdict(self.workload),
+            "versions": versions(),
+        }
+        text = json.dumps(content, sort_keys=True)
+        return "k" + hashlib.sha256(text.encode()).hexdigest()[:15]  # never reads as a number
+
+    def build(self) -> nn.Module:
+        """Build the model or the block."""
+        import zoo
+
+        named, (channels, h, w) = self.named, self.workload.input_shape
+        if isinstance(named.spec, BlockSpec):
+            return zoo.create_block(self.name, channels)
+        sized = {"img_size": h if h == w else (h, w)} if _takes_size(named.spec) else {}
+        return zoo.create_model(self.name, checkpoint=self.checkpoint, **sized)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Cases and how to measure them.
+
+    Args:
+        cases: in the order of the rows.
+        protocol: how often.
+        baseline: label of the case that the others are compared with; None for no comparison.
+        command: names the run folder.
+    """
+
+    cases: tuple[Case, ...]
+    protocol: Protocol
+    baseline: str | None
+    command: str
+
+
+def make_plan(
+    models: Sequence[str],
+    *,
+    command: str = "compare",
+    protocol: Protocol = DEFAULT,
+    baseline: str | None = None,
+    device: str = "auto",
+    batch_size: int = 1,
+    img_size: int | None = None,
+    input_shape: str | None = None,
+    dtype: str = "float32",
+    amp: bool = False,
+    channels_last: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    image: str = "photo",
+    checkpoints: Sequence[str] = (),
+) -> Plan:
+    """Resolve every name and option; nothing is built and torch is not imported.
+
+    Args:
+        models: names as the zoo reads them.
+        command: "compare" compares with a baseline, "profile" does not.
+        protocol: how often to measure.
+        baseline: one of the models; the first by default.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: inputs in a step.
+        img_size: side in pixels; each model's own by default.
+        input_shape: "CxHxW" instead; blocks alone need it.
+        dtype: "float32", "float16" or "bfloat16".
+        amp: autocast to `dtype`; to the device's usual half type where `dtype` is float32.
+        channels_last: memory format of weights and input.
+        threads: of one operator on the CPU; all usable cores by default.
+        seed: of weights, noise and order.
+        image: "photo", "noise" or a file.
+        checkpoints: "FILE", or "MODEL=FILE" where there are several models.
+    Raises:
+        UserError, ZooError: something cannot work; the message says what would.
+    """
+    if isinstance(models, str):
+        models = [models]
+    if not models:
+        raise UserError("no model given; name at least one, e.g. dat")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    for what, number in (("batch size", batch_size), ("threads", threads), ("img size", img_size)):
+        if number is not None and number < 1:
+            raise UserError(f"{what} is {number}; expected 1 or more")
+    check_image(image)
+    names = [parse_name(model) for model in models]
+    shapes = [_shape(named, img_size, input_shape) for named in names]
+    where = resolve_device(device)
+    if amp and dtype == "float32":
+        dtype = "bfloat16" if where == "cpu" else "float16"
+    labels = _labels([str(named) for named in names])
+    weights = _checkpoints(checkpoints, models, labels)
+    image = image if image in ("photo", "noise") else os.path.abspath(image)  # noqa: PTH100 - str
+    cases = tuple(
+        Case(
+            label,
+            str(named),
+            Workload(
+                device=where,
+                input_shape=shape,
+                batch_size=batch_size,
+                dtype=dtype,
+                amp=amp,
+                channels_last=channels_last,
+                image=image,
+                threads=threads or usable_cores(),
+                seed=seed,
+            ),
+            weights.get(label),
+        )
+        for label, named, shape in zip(labels, names, shapes, strict=True)
+    )
+    compares = command == "compare"
+    return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that may change a figure."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _takes_size(spec: ModelSpec) -> bool:
+    return spec.options is None or "img_size" in spec.options
+
+
+def _shape(named: Named, img_size: int | None, text: str | None) -> tuple[int, int, int]:
+    if text is not None and img_size is not None:
+        raise UserError("--input and --img-size both set the size; give one of them")
+    if text is not None:
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.lower())
+        if match is None or not all(int(n) for n in match.groups()):
+            raise UserError(f"input {text!r} is not CHANNELSxHEIGHTxWIDTH, e.g. 256x20x20")
+        channels, h, w = map(int, match.groups())
+        if isinstance(named.spec, ModelSpec) and channels != 3:
+            raise UserError(f"{named} takes images, 3xHEIGHTxWIDTH; got {text}")
+    elif isinstance(named.spec, BlockSpec):
+        raise UserError(f"{named} needs the feature map that it stands on: --input 256x20x20")
+    else:
+        channels, h, w = 3, *_sides(named, img_size)
+    named.check_input(h, w)
+    return channels, h, w
+
+
+def _sides(named: Named, img_size: int | None) -> tuple[int, int]:
+    own = named.options.get("img_size")
+    if img_size is not None and own is not None and own != img_size:
+        raise UserError(f"{named} has its own img_size; leave --img-size {img_size} out")
+    size = img_size or own or named.spec.img_size  # type: ignore[union-attr] - not a block
+    h, w = (size, size) if isinstance(size, int) else size
+    return h, w
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    seen: collections.Counter[str] = collections.Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return labels
+
+
+def _find(model: str, models: Sequence[str], labels: Sequence[str], what: str) -> str:
+    """Label of the model meant by a label, a name as typed, or another form of it."""
+    if model in labels:
+        return model
+    if model in models:
+        return labels[list(models).index(model)]
+    name = str(parse_name(model))
+    if name not in labels:
+        raise UserError(f"{what} {model} is not among the models: {', '.join(labels)}")
+    return name
+
+
+def _baseline(baseline: str | None, models: Sequence[str], labels: Sequence[str]) -> str:
+    return labels[0] if baseline is None else _find(baseline, models, labels, "baseline")
+
+
+def _checkpoints(
+    given: Sequence[str], models: Sequence[str], labels: Sequence[str]
+) -> Mapping[str, str]:
+    found: dict[str, Any] = {}
+    for text in given:
+        model, equals, file = text.rpartition("=")
+        if not equals and len(labels) > 1:
+            raise UserError(f"checkpoint {text}: which model? write --checkpoint MODEL={text}")
+        label = _find(model, models, labels, "checkpoint's model") if equals else labels[0]
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(f"checkpoint {file} is not a file")
+        if label.startswith("block:"):
+            raise UserError(f"{label} is a block; checkpoints are for whole models")
+        found[label] = str(path.resolve())
+    return found

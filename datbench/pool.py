@@ -1,0 +1,164 @@
+"""Worker processes, started from a fork server that has torch imported, one request at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from datbench.plan import Case
+
+# The workers' environment: no messages of libraries in between, no look at the network.
+QUIET = {
+    "YOLO_VERBOSE": "False",
+    "YOLO_AUTOINSTALL": "False",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+}
+
+
+class WorkerFault(Exception):
+    """A worker failed, died or hung; the message is the row's error."""
+
+
+class Worker:
+    """A child process that holds one model.
+
+    Args:
+        context: how processes are started.
+        case: the model and its workload.
+        timeout_s: seconds after which a silent worker counts as hung.
+    """
+
+    def __init__(self, context: BaseContext, case: Case, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = context.Process(  # type: ignore[attr-defined] - every context has one
+            target=_serve, args=(theirs, case), name=f"datbench {case.label}", daemon=True
+        )
+        with _no_main_module():
+            self._process.start()
+        theirs.close()
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        """Send a request and wait for its answer.
+
+        Raises:
+            WorkerFault: the worker answered with a fault, died, or was silent for too long.
+        """
+        try:
+            self._pipe.send((request, arguments))
+            if not self._pipe.poll(self._timeout_s):
+                self.stop()
+                raise WorkerFault(f"hung: no answer to {request} within {self._timeout_s:g} s")
+            status, value = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerFault(self._death()) from None
+        if status != "ok":
+            raise WorkerFault(value)
+        return value
+
+    def stop(self) -> None:
+        """End the process; harmless if it is gone."""
+        self._pipe.close()
+        self._process.join(0.2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _death(self) -> str:
+        self._process.join(5)
+        code = self._process.exitcode
+        self.stop()
+        if code is not None and code < 0:
+            return f"the worker was killed by {signal.Signals(-code).name}"
+        return f"the worker ended with exit status {code}"
+
+
+class Pool:
+    """Starts workers; a context manager that ends them all.
+
+    Args:
+        timeout_s: seconds after which a silent worker counts as hung.
+        modules: what the fork server imports once, so that no worker has to.
+    """
+
+    def __init__(self, timeout_s: float, modules: Sequence[str] = ()) -> None:
+        self._timeout_s = timeout_s
+        self._modules = ["datbench.worker", *modules]
+        methods = multiprocessing.get_all_start_methods()
+        self._context = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> Pool:
+        """Start importing torch in the fork server."""
+        if self._context.get_start_method() == "forkserver":
+            from multiprocessing import forkserver
+
+            self._context.set_forkserver_preload(self._modules)
+            with _environment(QUIET), _interrupts_blocked():
+                forkserver.ensure_running()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            worker.stop()
+
+    def start(self, case: Case) -> Worker:
+        """Start a worker for a case; it builds nothing until asked."""
+        with _environment(QUIET):
+            worker = Worker(self._context, case, self._timeout_s)
+        self._workers.append(worker)
+        return worker
+
+
+def _serve(connection: multiprocessing.connection.Connection, case: Case) -> None:
+    from datbench.worker import serve  # imports torch, which the parent never does
+
+    serve(connection, case)
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep multiprocessing from importing the caller's script in the child.
+
+    A script that calls `datbench.compare` without a `__main__` guard would otherwise run itself
+    again in every worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set, for the processes started inside."""
+    added = {k: v for k, v in variables.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes that a Ctrl-C in the terminal does not reach; the parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,206 @@
+"""What a run leaves: frozen records that survive a round trip through JSON, and their columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+SCHEMA = 1
+
+# The columns of a CSV report. Units stand in the names; an empty cell means not measured.
+COLUMNS = (
+    "model", "family", "source", "device", "dtype", "runtime", "mode", "img_size", "batch_size",
+    "params", "params_trainable", "macs", "flops",
+    "latency_ms_median", "latency_ms_lo", "latency_ms_hi", "latency_ms_min", "latency_ms_p90",
+    "latency_ms_p95", "latency_ms_p99", "host_ms_median", "throughput_img_s",
+    "weights_mib", "peak_allocated_mib", "peak_reserved_mib", "process_memory_mib", "rss_peak_mib",
+    "samples", "pairs", "baseline", "ratio", "ratio_lo", "ratio_hi", "verdict", "flags", "error",
+    "published_macs", "published_top1",
+    "run_id", "key", "timestamp_utc", "datbench_version", "torch", "python", "device_name",
+    "cpu_name", "driver", "cuda", "cudnn", "threads", "git_commit", "host",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a model is given to do.
+
+    Args:
+        device: "cpu" or "cuda:N".
+        input_shape: channels, height and width of one input.
+        batch_size: inputs in a step.
+        dtype: of weights and input, or of the arithmetic where `amp` is set.
+        amp: run under autocast to `dtype`, weights in float32.
+        channels_last: memory format of weights and input.
+        mode: "inference", one forward.
+        runtime: "eager".
+        image: "photo" for the photographs that ultralytics ships, "noise", or a file's path.
+        threads: that one operator may use on the CPU.
+        seed: of weights and noise.
+    """
+
+    device: str
+    input_shape: tuple[int, int, int]
+    batch_size: int = 1
+    dtype: str = "float32"
+    amp: bool = False
+    channels_last: bool = False
+    mode: str = "inference"
+    runtime: str = "eager"
+    image: str = "photo"
+    threads: int = 1
+    seed: int = 0
+
+    @property
+    def img_size(self) -> int | str:
+        """Side in pixels of a square input, else "HEIGHTxWIDTH"."""
+        _, h, w = self.input_shape
+        return h if h == w else f"{h}x{w}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Where and with what a record was measured; None where it does not apply."""
+
+    device_name: str
+    cpu_name: str
+    host: str
+    python: str
+    torch: str
+    datbench_version: str
+    threads: int
+    driver: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+    git_commit: str | None = None
+    platform: str = ""
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One number, named after its column.
+
+    Args:
+        name: column, ending in the unit where there is one.
+        value: None where it could not be measured.
+        warnings: doubts, each "flag: explanation"; the flags travel with the row.
+    """
+
+    name: str
+    value: float | int | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How a model's latency relates to the baseline's.
+
+    Args:
+        baseline: label of the model compared with.
+        ratio: its time over the baseline's; above 1 is slower.
+        lo, hi: 95 % interval of the ratio; None where one round is all there is.
+        verdict: FASTER, SLOWER, SAME or INCONCLUSIVE; None after a single process pair.
+    """
+
+    baseline: str
+    ratio: float
+    lo: float | None = None
+    hi: float | None = None
+    verdict: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Everything known of one model under one workload in one run."""
+
+    run_id: str
+    key: str
+    model: str
+    family: str
+    source: str
+    workload: Workload
+    timestamp_utc: str
+    environment: Environment | None = None
+    measurements: tuple[Measurement, ...] = ()
+    comparison: Comparison | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+    published_macs: float | None = None
+    published_top1: float | None = None
+    schema: int = SCHEMA
+
+    @functools.cached_property
+    def values(self) -> dict[str, float | int | None]:
+        """Measured values by column."""
+        return {m.name: m.value for m in self.measurements}
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        """Doubts about the record and about its measurements."""
+        return (*self.warnings, *(w for m in self.measurements for w in m.warnings))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The words before the colon of each warning, once."""
+        return tuple(dict.fromkeys(w.partition(":")[0] for w in self.all_warnings))
+
+    def row(self) -> dict[str, Any]:
+        """Return the record as one row of `COLUMNS`; None stands for an empty cell."""
+        work, compared = self.workload, self.comparison
+        environment = dataclasses.asdict(self.environment) if self.environment else {}
+        row: dict[str, Any] = {
+            **environment,
+            **self.values,
+            "model": self.model,
+            "family": self.family,
+            "source": self.source,
+            "device": work.device,
+            "dtype": f"amp_{work.dtype}" if work.amp else work.dtype,
+            "runtime": f"{work.runtime}-channels-last" if work.channels_last else work.runtime,
+            "mode": work.mode,
+            "img_size": work.img_size,
+            "batch_size": work.batch_size,
+            "threads": work.threads,
+            "flags": " ".join(self.flags) or None,
+            "error": self.error,
+            "published_macs": self.published_macs,
+            "published_top1": self.published_top1,
+            "run_id": self.run_id,
+            "key": self.key,
+            "timestamp_utc": self.timestamp_utc,
+        }
+        if compared:
+            row |= {"baseline": compared.baseline, "ratio": compared.ratio}
+            row |= {"ratio_lo": compared.lo, "ratio_hi": compared.hi, "verdict": compared.verdict}
+        return {column: row.get(column) for column in COLUMNS}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries, lists and scalars."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Rebuild a record from `to_json`.
+
+        Raises:
+            ValueError: it was written under another schema.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"record has schema {data.get('schema')}; this version reads {SCHEMA}")
+        parts = dict(data)
+        parts["workload"] = Workload(
+            **{**data["workload"], "input_shape": tuple(data["workload"]["input_shape"])}
+        )
+        if data["environment"]:
+            parts["environment"] = Environment(**data["environment"])
+        if data["comparison"]:
+            parts["comparison"] = Comparison(**data["comparison"])
+        parts["warnings"] = tuple(data["warnings"])
+        parts["measurements"] = tuple(
+            Measurement(m["name"], m["value"], tuple(m["warnings"])) for m in data["measurements"]
+        )
+        return cls(**parts)

@@ -1,0 +1,98 @@
+"""A trial: one model under one workload, built and ready to run, inside a worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from datbench.device import Device, open_device
+from datbench.inputs import load_input
+from datbench.plan import Case
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclasses.dataclass
+class Trial:
+    """What the metrics measure.
+
+    Args:
+        case: what was asked for.
+        model: in eval mode on the device.
+        inputs: (b, c, h, w) on the device.
+        step: runs one forward and returns its output.
+        device: clock and gauges.
+    """
+
+    case: Case
+    model: nn.Module
+    inputs: torch.Tensor
+    step: Callable[[], Any]
+    device: Device
+
+
+class BadOutput(Exception):
+    """A forward that gives no finite numbers; there is no point in timing it."""
+
+
+def build_trial(case: Case) -> Trial:
+    """Build the model with seeded weights, put it on the device, and run it once.
+
+    Raises:
+        BadOutput: the output holds no tensor, or NaN or infinity.
+    """
+    import torch
+
+    work = case.workload
+    device = open_device(work.device, work.threads)
+    torch.manual_seed(work.seed)
+    model = case.build().eval()
+    dtype = getattr(torch, work.dtype)
+    layout = torch.channels_last if work.channels_last else torch.contiguous_format
+    weights = torch.float32 if work.amp else dtype
+    model = model.to(device.name, dtype=weights, memory_format=layout)
+    inputs = load_input(work, case.task).to(device.name, weights).contiguous(memory_format=layout)
+
+    def step() -> Any:
+        with torch.inference_mode(), _autocast(device, dtype, work.amp):
+            return model(inputs)
+
+    check_output(step())
+    return Trial(case, model, inputs, step, device)
+
+
+def check_output(output: Any) -> None:
+    """Refuse an output without finite tensors.
+
+    Raises:
+        BadOutput: says what it holds instead.
+    """
+    tensors = list(_tensors(output))
+    if not tensors:
+        raise BadOutput(f"the model returned {type(output).__name__} without a tensor")
+    for tensor in tensors:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BadOutput(f"the output {tuple(tensor.shape)} holds NaN or infinity")
+
+
+def _tensors(output: Any) -> Any:
+    import torch
+
+    if torch.is_tensor(output):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+
+
+def _autocast(device: Device, dtype: torch.dtype, on: bool) -> Any:
+    import torch
+
+    return torch.autocast(device.name.partition(":")[0], dtype) if on else contextlib.nullcontext()

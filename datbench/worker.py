@@ -1,0 +1,108 @@
+"""The child process: builds one trial and answers requests over a pipe until it is closed.
+
+A request is `(name, arguments)`, the answer `("ok", value)` or `("fault", message)`. A worker starts
+idle and does nothing unless asked, so several can be alive while one is timed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from datbench.metrics import METRICS
+from datbench.metrics.latency import Warmup, time_slot, warm_up
+from datbench.plan import Case
+from datbench.records import Measurement
+from datbench.trial import BadOutput, Trial, build_trial
+from zoo import ZooError
+
+
+def serve(connection: Connection, case: Case) -> None:
+    """Answer requests on `connection` until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    os.dup2(2, 1)  # stdout is for the parent's table alone
+    answers = Answers(case)
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(answer(getattr(answers, name), arguments))
+
+
+def answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any]:
+    """Call a function; tell what went wrong in one line, and bugs with their traceback too."""
+    try:
+        return "ok", function(**arguments)
+    except (ZooError, BadOutput) as error:
+        return "fault", str(error)
+    except torch.OutOfMemoryError as error:
+        return "fault", f"out of memory: {first_line(error)}"
+    except Exception as error:  # noqa: BLE001 - a model may raise anything; it must not end the run
+        if "can't allocate memory" in str(error):
+            return "fault", f"out of memory: {first_line(error)}"
+        traceback.print_exc()
+        return "fault", f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a message."""
+    return str(error).strip().partition("\n")[0]
+
+
+class Answers:
+    """What a worker can be asked.
+
+    Args:
+        case: the model and its workload.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._trial: Trial | None = None
+
+    def build(self) -> None:
+        """Build the trial; whatever is wrong with the model shows here."""
+        gc.disable()
+        self._trial = build_trial(self._case)
+        gc.collect()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what only this process can tell of the environment."""
+        assert self._trial is not None  # noqa: S101 - `build` comes first
+        return {
+            **self._trial.device.facts(),
+            "torch": str(torch.__version__),  # a plain string: the parent has no torch
+            "settings": {
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+                "matmul_precision": torch.get_float32_matmul_precision(),
+                "threads": torch.get_num_threads(),
+                "garbage_collection": gc.isenabled(),
+                "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            },
+        }
+
+    def metrics(self) -> list[Measurement]:
+        """Return everything that is not timed."""
+        assert self._trial is not None  # noqa: S101 - `build` comes first
+        specs = sorted(METRICS.values(), key=lambda spec: spec.order)
+        return [found for spec in specs for found in spec.load()(self._trial)]
+
+    def warm_up(self) -> Warmup:
+        """Run until the times are steady."""
+        assert self._trial is not None  # noqa: S101 - `build` comes first
+        return warm_up(self._trial)
+
+    def slot(self, iterations: int) -> tuple[list[float], list[float] | None]:
+        """Time a slot."""
+        assert self._trial is not None  # noqa: S101 - `build` comes first
+        timing = time_slot(self._trial, iterations)
+        return timing.latency_ms, timing.host_ms
