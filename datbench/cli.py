@@ -240,10 +240,13 @@ def _measure(
     folder = RunFolder.create(results, command)
     with _progress() as progress:
         records = run(plan, folder, progress)
+    interrupted = any("interrupted" in record.flags for record in records)
+    if interrupted and not any(record.measurements for record in records):
+        raise click.Abort  # there is nothing to show
     _print_records(records, form)
     _write(records, outputs)
     click.echo(f"Records and samples: {folder.path}", err=True)
-    if any("interrupted" in record.flags for record in records):
+    if interrupted:
         sys.exit(INTERRUPTED)
     if any(record.error for record in records):
         sys.exit(FAILED)

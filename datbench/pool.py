@@ -101,9 +101,10 @@ class Pool:
     def __enter__(self) -> Pool:
         """Start importing torch in the fork server."""
         if self._context.get_start_method() == "forkserver":
-            from multiprocessing import forkserver
+            from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(self._modules)
+            resource_tracker.ensure_running()  # it unblocks interrupts, so it comes first
             with _environment(QUIET), _interrupts_blocked():
                 forkserver.ensure_running()
         return self

@@ -103,8 +103,6 @@ class _Run:
         for arm in self.arms:
             if self.interrupted and arm.error is None:
                 arm.warnings.append("interrupted: stopped by the user before the planned end")
-                if not arm.processes:
-                    arm.error = "interrupted before it was timed"
             self._save(arm)
         return [self._record(arm) for arm in self.arms]
 

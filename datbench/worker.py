@@ -32,9 +32,9 @@ def serve(connection: Connection, case: Case) -> None:
     while True:
         try:
             name, arguments = connection.recv()
+            connection.send(answer(getattr(answers, name), arguments))
         except (EOFError, OSError):
-            return
-        connection.send(answer(getattr(answers, name), arguments))
+            return  # the parent is gone, or wants no answer any more
 
 
 def answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any]:

@@ -102,7 +102,6 @@ def _read_state(path: str) -> dict[str, Tensor]:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not os.path.isfile(path):  # noqa: PTH113 - `path` is a string for safetensors
@@ -116,8 +115,8 @@ def _read_state(path: str) -> dict[str, Tensor]:
             f"checkpoint {path} is refused: it holds code or is damaged; save tensors alone, "
             "with torch.save(model.state_dict(), FILE) or as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # noqa: BLE001 - a damaged file makes the readers raise anything
+        reason = f"{type(error).__name__} {error}".partition("\n")[0]
         raise ZooError(f"checkpoint {path} cannot be read: {reason}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -55,10 +55,10 @@ def detector(
     Shape: (b, 3, h, w) to ((b, 4 + num_classes, anchors), raw head outputs), sides multiples of 32
     """
     register()
-    layers = config(name)
+    layers = {**config(name), "nc": num_classes}
     if plugged is not None:
         layers = with_block(layers, *plugged)
-    return DetectionModel(layers, ch=3, nc=num_classes, verbose=False)
+    return DetectionModel(layers, verbose=False)
 
 
 def config(name: str) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""Loading weights: official layouts, safely, with mismatches named."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import zoo
+
+CASE = {
+    "class_": "ShiftWindowAttention",
+    "kwargs": {"dim": 8, "heads": 2, "window_size": 3, "shift_size": 2, "fmap_size": (6, 6)},
+}
+
+
+@pytest.fixture
+def trained(fill):
+    return fill(zoo.build_reference(CASE))
+
+
+@pytest.mark.parametrize("layout", ["plain", "model", "state_dict", "safetensors"])
+def test_every_layout_gives_the_weights_back(tmp_path, trained, layout):
+    state = trained.state_dict()
+    if layout == "safetensors":
+        path = tmp_path / "w.safetensors"
+        save_file(state, path)
+    else:
+        path = tmp_path / "w.pth"
+        torch.save(state if layout == "plain" else {layout: state, "epoch": 3}, path)
+    fresh = zoo.build_reference(CASE)
+    zoo.load_checkpoint(fresh, path)
+    x = torch.randn(1, 8, 6, 6)
+    assert torch.equal(fresh.eval()(x), trained(x))
+
+
+def test_entries_that_follow_from_the_size_are_the_models_own(tmp_path, trained):
+    path = tmp_path / "w.pth"
+    torch.save({"model": trained.state_dict()}, path)
+    larger = zoo.build_reference({**CASE, "kwargs": {**CASE["kwargs"], "fmap_size": (9, 12)}})
+    mask = larger.attn_mask.clone()
+    zoo.load_checkpoint(larger, path)
+    assert torch.equal(larger.attn_mask, mask)
+    assert torch.equal(larger.proj_qkv.weight, trained.proj_qkv.weight)
+
+
+def test_mismatches_are_listed_and_nothing_is_loaded(tmp_path, trained):
+    state = trained.state_dict()
+    state["extra"] = state.pop("proj_out.bias")
+    state["proj_qkv.bias"] = torch.zeros(7)
+    path = tmp_path / "w.pth"
+    torch.save(state, path)
+    fresh = zoo.build_reference(CASE)
+    before = fresh.proj_qkv.weight.clone()
+    with pytest.raises(zoo.ZooError) as caught:
+        zoo.load_checkpoint(fresh, path)
+    for part in ("proj_out.bias is missing", "extra is not in the model", "(7,), expected (24,)"):
+        assert part in str(caught.value)
+    assert torch.equal(fresh.proj_qkv.weight, before)
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, trained):
+    path, trace = tmp_path / "evil.pth", tmp_path / "was_run"
+    torch.save({"model": trained.state_dict(), "trap": Trap(trace)}, path)
+    with pytest.raises(zoo.ZooError, match="refused: it holds code"):
+        zoo.load_checkpoint(trained, path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "text.pth", "empty.pth"])
+def test_damaged_files_are_refused_in_one_line(tmp_path, trained, name):
+    path = tmp_path / name
+    if name == "cut.safetensors":
+        save_file(trained.state_dict(), path)
+    else:
+        torch.save(trained.state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes({"text.pth": b"hello\n", "empty.pth": b""}.get(name, whole[: len(whole) // 2]))
+    with pytest.raises(zoo.ZooError) as caught:
+        zoo.load_checkpoint(trained, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_tensors_is_refused(tmp_path, trained):
+    path = tmp_path / "w.pth"
+    torch.save({"model": [1, 2]}, path)
+    with pytest.raises(zoo.ZooError, match="holds no state dict of tensors"):
+        zoo.load_checkpoint(trained, path)
+
+
+def test_create_model_takes_a_checkpoint(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.manual_seed(1)
+    saved = zoo.create_model("pvt_tiny")
+    torch.save({"model": saved.state_dict()}, path)
+    loaded = zoo.create_model("pvt_tiny", checkpoint=path)
+    assert torch.equal(loaded.head.weight, saved.head.weight)
+    with pytest.raises(zoo.ZooError, match=r"head.weight is \(1000, 512\), expected \(10, 512\)"):
+        zoo.create_model("pvt_tiny", checkpoint=path, num_classes=10)

@@ -1,0 +1,98 @@
+"""The registry reads facts from source, and agrees with what importing gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+
+import pytest
+
+from zoo.registry import Registry, Spec, ZooError
+from zoo.spec import BLOCKS, MODELS
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Make a package out of files: package({"a.py": source}) is a registry over it."""
+
+    def make(files: dict[str, str]) -> Registry[Spec]:
+        folder = tmp_path / "shelf"
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        for name, source in files.items():
+            (folder / name).write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "shelf", raising=False)
+        return Registry("thing", "shelf", "thing", Spec)
+
+    return make
+
+
+TOY = 'raise RuntimeError("imported")\n@thing("toy", aliases=("t",))\ndef toy(*, a=1, b=2):\n    """A toy.\n\n    More."""\n'
+
+
+def test_specs_are_read_without_importing(package):
+    registry = package({"a.py": TOY})
+    spec = registry["t"]
+    assert (spec.name, spec.module, spec.attribute) == ("toy", "shelf.a", "toy")
+    assert (spec.options, spec.summary) == (("a", "b"), "A toy.")
+    assert list(registry) == ["toy"]
+    with pytest.raises(RuntimeError, match="imported"):
+        spec.load()
+
+
+def test_a_name_given_twice_is_refused(package):
+    registry = package({"a.py": TOY, "b.py": TOY})
+    with pytest.raises(ValueError, match="'toy' is registered twice, again in .*b.py"):
+        list(registry)
+
+
+def test_facts_that_are_no_literals_are_refused(package):
+    registry = package({"a.py": '@thing("toy", aliases=make())\ndef toy(): pass\n'})
+    with pytest.raises(ValueError, match=r"a.py:1: @thing needs a name and literal facts"):
+        list(registry)
+
+
+def test_a_file_that_cannot_be_read_does_not_leave_half_a_registry(package):
+    registry = package({"a.py": TOY, "b.py": "def ("})
+    for _ in range(2):
+        with pytest.raises(SyntaxError):
+            list(registry)
+
+
+def test_code_outside_the_package_registers_by_decorating(package):
+    registry = package({"a.py": TOY})
+
+    @registry.register("mine", aliases=("m",))
+    class Mine:
+        """My block."""
+
+        def __init__(self, dim, *, heads=2): ...
+
+    assert registry["m"].load() is Mine
+    assert registry["mine"].options == ("heads",)
+    with pytest.raises(ValueError, match="'toy' of .* is already registered by shelf.a"):
+        registry.register("toy")(lambda: None)
+
+
+def test_unknown_options_are_refused_with_a_near_one():
+    spec = Spec(name="toy", module="m", attribute="a", options=("stride",))
+    with pytest.raises(ZooError, match="toy has no option 'strid'; did you mean stride"):
+        spec.check_options({"strid": 1})
+    Spec(name="toy", module="m", attribute="a", options=None).check_options({"anything": 1})
+
+
+@pytest.mark.parametrize("registry", [MODELS, BLOCKS], ids=["models", "blocks"])
+def test_reading_and_importing_agree(registry):
+    for name, spec in registry.items():
+        live = Registry(registry.kind, "zoo.nothing", "x", type(spec))
+        live._full = True
+        facts = {
+            f.name: getattr(spec, f.name)
+            for f in dataclasses.fields(spec)
+            if f.name not in ("name", "module", "attribute", "options", "summary", "entry")
+        }
+        live.register(name, **facts)(spec.load())
+        assert live[name] == spec
+        assert importlib.import_module(spec.module)
