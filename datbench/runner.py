@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from datbench.device import cpu_name
-from datbench.metrics.latency import Samples, summarise
+from datbench.metrics.latency import WARMUP_MOST_S, Samples, summarise
 from datbench.plan import Case, Plan, versions
 from datbench.pool import Pool, Worker, WorkerFault
 from datbench.records import Comparison, Environment, Measurement, Record
@@ -109,9 +109,9 @@ class _Run:
     def _describe(self, pool: Pool, arm: Arm) -> None:
         worker = pool.start(arm.case)
         try:
+            known = {**self.facts, "threads": arm.case.workload.threads}
+            arm.environment = Environment(**{**known, **worker.ask("facts")})
             worker.ask("build")
-            facts = worker.ask("facts")
-            arm.environment = Environment(**{**self.facts, "threads": arm.case.workload.threads, **facts})
             arm.measurements = worker.ask("metrics")
         except WorkerFault as fault:
             arm.fail(fault)
@@ -127,7 +127,7 @@ class _Run:
             worker = workers[arm.case.label] = pool.start(arm.case)
             try:
                 worker.ask("build")
-                warmup = worker.ask("warm_up")
+                warmup = worker.ask("warm_up", most_s=self._warmup_s())
             except WorkerFault as fault:
                 arm.fail(fault)
                 continue
@@ -244,6 +244,11 @@ class _Run:
     def _out_of_time(self) -> bool:
         budget = self.plan.protocol.budget_s
         return budget is not None and time.monotonic() - self.started > budget
+
+    def _warmup_s(self) -> float:
+        """Longest warm-up of a model; with a budget, its share of a quarter of it."""
+        budget = self.plan.protocol.budget_s
+        return WARMUP_MOST_S if budget is None else min(WARMUP_MOST_S, budget / 4 / len(self.arms))
 
     def _done(self, pair: int, number: int) -> float:
         protocol = self.plan.protocol

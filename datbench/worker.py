@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from datbench.device import open_device
 from datbench.metrics import METRICS
 from datbench.metrics.latency import Warmup, time_slot, warm_up
 from datbench.plan import Case
@@ -75,10 +76,10 @@ class Answers:
         gc.collect()
 
     def facts(self) -> dict[str, Any]:
-        """Return what only this process can tell of the environment."""
-        assert self._trial is not None  # noqa: S101 - `build` comes first
+        """Return what only this process can tell of the environment; works before `build`."""
+        work = self._case.workload
         return {
-            **self._trial.device.facts(),
+            **open_device(work.device, work.threads).facts(),
             "torch": str(torch.__version__),  # a plain string: the parent has no torch
             "settings": {
                 "cudnn_benchmark": torch.backends.cudnn.benchmark,
@@ -96,10 +97,10 @@ class Answers:
         specs = sorted(METRICS.values(), key=lambda spec: spec.order)
         return [found for spec in specs for found in spec.load()(self._trial)]
 
-    def warm_up(self) -> Warmup:
-        """Run until the times are steady."""
+    def warm_up(self, most_s: float) -> Warmup:
+        """Run until the times are steady, but not for longer than `most_s` seconds."""
         assert self._trial is not None  # noqa: S101 - `build` comes first
-        return warm_up(self._trial)
+        return warm_up(self._trial, most_s)
 
     def slot(self, iterations: int) -> tuple[list[float], list[float] | None]:
         """Time a slot."""

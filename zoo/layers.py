@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an input whose size is given as a side or as both."""
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of each pixel; the parameters stand under `norm`.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datbench.device import Timing
     from datbench.trial import Trial
 
-WARMUP_S, WARMUP_MOST_S = 1.0, 20.0
+WARMUP_S, WARMUP_MOST_S = 1.0, 20.0  # seconds, at least and at most
 STEADY = 0.03  # relative difference between the medians of the last and the previous runs
 NOISY = 0.10  # width of the interval relative to the median
 
@@ -47,8 +47,13 @@ class Samples:
     host_ms: list[float] = dataclasses.field(default_factory=list)
 
 
-def warm_up(trial: Trial) -> Warmup:
-    """Run for a second and until five iterations take as long as the five before, 20 s at most."""
+def warm_up(trial: Trial, most_s: float = WARMUP_MOST_S) -> Warmup:
+    """Run for a second and until five iterations take as long as the five before.
+
+    Args:
+        trial: what to run.
+        most_s: seconds after which it ends in any case.
+    """
     start = time.monotonic()
     times: list[float] = []
     while True:
@@ -59,7 +64,7 @@ def warm_up(trial: Trial) -> Warmup:
             steady = abs(statistics.median(last) / statistics.median(previous) - 1) < STEADY
             if steady and spent > WARMUP_S:
                 return Warmup(statistics.median(last), True)
-        if spent > WARMUP_MOST_S:
+        if spent > most_s:
             return Warmup(statistics.median(last), False)
 
 

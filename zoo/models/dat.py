@@ -15,7 +15,7 @@ from torch import nn
 
 from zoo.blocks.deformable import DeformableAttention, dattention_v1
 from zoo.blocks.window import ShiftedWindowAttention, WindowAttention
-from zoo.layers import ChannelNorm, init_linear
+from zoo.layers import ChannelNorm, init_linear, sides
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import model
@@ -41,13 +41,13 @@ class DAT(nn.Module):
             the deformable blocks of each stage, by their official names.
         use_dwc_mlps: for each stage, whether its MLPs hold a depthwise convolution.
         use_conv_patches: overlapping convolutions in stem and between stages.
-        img_size: side of the input in pixels for which the position tables are made.
+        img_size: side of the input in pixels, or (h, w), for which the position tables are made.
         patch_size: pixels per token side in the first stage.
         expansion: hidden width of the MLPs, in units of the stage's channels.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         drop_rate, attn_drop_rate: dropout of outputs and of attention weights.
         num_classes: width of the classifier.
-    Shape: (b, 3, img_size, img_size) to (b, num_classes)
+    Shape: (b, 3, h, w) to (b, num_classes); other sizes than `img_size` sample its tables
     Raises: ZooError for a combination that cannot be built.
     """
 
@@ -69,7 +69,7 @@ class DAT(nn.Module):
         use_dwc_mlps: Sequence[bool] = (False,) * 4,
         use_conv_patches: bool = False,
         dim_stem: int | None = None,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         patch_size: int = 4,
         num_classes: int = 1000,
         expansion: int = 4,
@@ -86,12 +86,12 @@ class DAT(nn.Module):
         )
         drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
         self.stages, self.down_projs = nn.ModuleList(), nn.ModuleList()
-        side = img_size // patch_size
+        rows, columns = (side // patch_size for side in sides(img_size))
         for i, dim in enumerate(dims):
             deformable = functools.partial(
                 dattention_v1,
-                q_size=(side, side),
-                kv_size=(side, side),
+                q_size=(rows, columns),
+                kv_size=(rows, columns),
                 n_heads=heads[i],
                 n_head_channels=dim // heads[i],
                 n_groups=groups[i],
@@ -114,7 +114,7 @@ class DAT(nn.Module):
                 proj_drop=drop_rate,
             )
             shifted = functools.partial(
-                ShiftedWindowAttention, **window.keywords, map_size=(side, side)
+                ShiftedWindowAttention, **window.keywords, map_size=(rows, columns)
             )
             build = {"L": window, "S": functools.partial(shifted, dim), "D": deformable}
             if len(stage_spec[i]) != depths[i] or not set(stage_spec[i]) <= set(build):
@@ -133,7 +133,7 @@ class DAT(nn.Module):
                 kernel, padding = (3, 1) if use_conv_patches else (2, 0)
                 down = nn.Conv2d(dim, dims[i + 1], kernel, 2, padding, bias=False)
                 self.down_projs.append(nn.Sequential(down, ChannelNorm(dims[i + 1])))
-                side //= 2
+                rows, columns = rows // 2, columns // 2
         self.cls_norm = ChannelNorm(dims[-1])
         self.cls_head = nn.Linear(dims[-1], num_classes)
         self.apply(init_linear)
@@ -256,7 +256,10 @@ def dat_v1(
     published_source="CVPR 2022 paper (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
 )
 def dat_tiny(
-    *, img_size: int = 224, num_classes: int = 1000, drop_path_rate: float = 0.2
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.2,
 ) -> DAT:
     """DAT-T: local, shifted window and deformable attention."""
     return DAT(

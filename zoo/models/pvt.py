@@ -11,7 +11,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from zoo.blocks.sra import SpatialReductionAttention
-from zoo.layers import init_linear
+from zoo.layers import init_linear, sides
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import MODELS, model
@@ -33,7 +33,7 @@ class PVT(nn.Module):
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the MLPs of each stage, in units of its channels.
         reductions: side of the patches that become one key, for each stage.
-        img_size: side of the input in pixels for which the position embeddings are made.
+        img_size: side of the input in pixels, or (h, w), for which the position embeddings are made.
         num_classes: width of the classifier.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
     Shape: (b, 3, h, w) to (b, num_classes)
@@ -47,25 +47,25 @@ class PVT(nn.Module):
         heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[int] = (8, 8, 4, 4),
         reductions: Sequence[int] = (8, 4, 2, 1),
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
-        self.map_sides: list[int] = []
-        side, width = img_size, 3
+        self.map_sizes: list[tuple[int, int]] = []
+        (rows, columns), width = sides(img_size), 3
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[-1]))
         for i, dim in enumerate(dims, start=1):
             patch = 4 if i == 1 else 2
-            side //= patch
-            self.map_sides.append(side)
+            rows, columns = rows // patch, columns // patch
+            self.map_sizes.append((rows, columns))
             last = i == len(dims)
             blocks = [
                 Block(dim, heads[i - 1], mlp_ratios[i - 1], reductions[i - 1], next(drop_paths))
                 for _ in range(depths[i - 1])
             ]
-            embedding = torch.zeros(1, side**2 + last, dim)
+            embedding = torch.zeros(1, rows * columns + last, dim)
             self.add_module(f"patch_embed{i}", PatchEmbed(width, dim, patch))
             self.add_module(f"block{i}", nn.ModuleList(blocks))
             self.register_parameter(f"pos_embed{i}", nn.Parameter(embedding))
@@ -78,10 +78,10 @@ class PVT(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Classify a batch of images."""
-        for i, built in enumerate(self.map_sides, start=1):
+        for i, built in enumerate(self.map_sizes, start=1):
             x, (h, w) = self.get_submodule(f"patch_embed{i}")(x)
-            position = resized(self.get_parameter(f"pos_embed{i}"), (built, built), (h, w))
-            last = i == len(self.map_sides)
+            position = resized(self.get_parameter(f"pos_embed{i}"), built, (h, w))
+            last = i == len(self.map_sizes)
             if last:
                 x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), 1)
             x = x + position
@@ -182,7 +182,10 @@ def pyramid_vision_transformer(
     published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
 )
 def pvt_tiny(
-    *, img_size: int = 224, num_classes: int = 1000, drop_path_rate: float = 0.1
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.1,
 ) -> PVT:
     """PVT-Tiny: 2 blocks a stage."""
     return PVT(
@@ -204,7 +207,10 @@ def pvt_tiny(
     published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
 )
 def pvt_small(
-    *, img_size: int = 224, num_classes: int = 1000, drop_path_rate: float = 0.1
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.1,
 ) -> PVT:
     """PVT-Small: the size that the DAT paper compares with."""
     return PVT(

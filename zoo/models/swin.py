@@ -19,7 +19,10 @@ from zoo.spec import model
     published_source="microsoft/Swin-Transformer README",
 )
 def swin_tiny(
-    *, img_size: int = 224, num_classes: int = 1000, drop_path_rate: float = 0.2
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.2,
 ) -> nn.Module:
     """Swin-T: shifted windows of 7 x 7 tokens."""
     return timm.create_model(
