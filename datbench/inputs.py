@@ -42,7 +42,8 @@ def open_image(path: Path) -> Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, ImportError) as error:
+        # ImportError: ultralytics, once imported, makes Pillow look for a HEIF reader
         raise UserError(f"image {path} cannot be read as an image: {error}") from error
 
 

@@ -94,7 +94,7 @@ class _Run:
             if not self.alive or (pair and self._out_of_time()):
                 return
             self._pair(pool, pair)
-            if pair + 1 in looks and self._settled(pair + 1):
+            if pair + 1 in looks and self._settled():
                 return
             for arm in self.alive:
                 self._save(arm)
@@ -185,15 +185,14 @@ class _Run:
             return []
         return [arm for arm in self.alive if arm.case.label != self.plan.baseline]
 
-    def _settled(self, pairs: int) -> bool:
+    def _settled(self) -> bool:
         """Look at the intervals; tell whether every comparison has its verdict."""
-        if pairs < 2 or self.plan.baseline is None:
-            return True
-        for arm in self._challengers():
+        compared = [arm for arm in self._challengers() if sum(map(bool, arm.differences)) > 1]
+        for arm in compared:
             if arm.verdict in (None, "INCONCLUSIVE"):
                 _, lo, hi = self._interval(arm)
                 arm.verdict = verdict(lo, hi, self.plan.protocol.min_effect)
-        return all(arm.verdict != "INCONCLUSIVE" for arm in self._challengers())
+        return all(arm.verdict != "INCONCLUSIVE" for arm in compared)
 
     def _interval(self, arm: Arm) -> tuple[float, float, float]:
         """Log-ratio to the baseline with its interval over process pairs."""

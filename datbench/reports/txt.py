@@ -88,9 +88,9 @@ def told(comparison: Comparison) -> str:
     ratio, lo, hi = comparison.ratio, comparison.lo, comparison.hi
     if comparison.verdict == "FASTER":
         flipped = (1 / hi, 1 / lo) if lo and hi else (None, None)
-        return f"{1 / ratio:.3g}x faster{between(*flipped)}"
+        return f"{rounded(1 / ratio)}x faster{between(*flipped)}"
     words = {"SLOWER": "x slower", "SAME": "x, the same", "INCONCLUSIVE": "x, inconclusive"}
-    return f"{ratio:.3g}{words.get(comparison.verdict or '', 'x')}{between(lo, hi)}"
+    return f"{rounded(ratio)}{words.get(comparison.verdict or '', 'x')}{between(lo, hi)}"
 
 
 def between(lo: float | None, hi: float | None) -> str:

@@ -1,0 +1,192 @@
+"""The command line, up to the point where something is measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from datbench.cli import cli
+from datbench.store import RunFolder
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: CliRunner().invoke(cli, args, prog_name="datbench")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compare --models dta swin", "no model named 'dta'; did you mean dat?"),
+        ("compare --models dat --device cuda", "no CUDA device is visible"),
+        ("compare --models dat --batch-size 0", "'--batch-size': 0 is not in the range"),
+        ("compare --models dat --batch-size two", "'two' is not a valid integer"),
+        ("compare --models yolov8n+dat --img-size 32", "needs an input of at least 64x64; got 32x32"),
+        ("compare --models dat --image text.jpg", "text.jpg cannot be read as an image"),
+        ("compare --models dat --image none.jpg", "none.jpg is not a file"),
+        ("compare --models dat --output none/a.csv", "there is no folder none"),
+        ("compare --models dat --output a.foo", "no known format"),
+        ("compare --models dat --results text.jpg", "is a file"),
+        ("compare --models dat swin --baseline pvt", "baseline pvt is not among the models"),
+        ("compare --models dat --quick --rigorous", "exclude each other"),
+        ("compare", "Missing option '--models'"),
+        ("compare --models", "'--models' requires an argument"),
+        ("compare --modles dat", "Did you mean '--models'?"),
+        ("profile", "Missing argument"),
+        ("profile block:dat", "--input 256x20x20"),
+        ("export-report", "no run under results"),
+        ("export-report none", "no run folder none"),
+        ("list nothing*", "nothing in the zoo matches"),
+        ("list --format xml", "'xml' is not one of"),
+        ("frobnicate", "No such command"),
+    ],
+)
+def test_mistakes_take_one_line_and_exit_with_2(call, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("datbench.device.count_cuda_devices", lambda: 0)
+    (tmp_path / "text.jpg").write_text("hello")
+    result = call(*arguments.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(call, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("datbench.reports.tempfile.TemporaryFile", refuse)
+    result = call("compare", "--models", "dat", "--output", "a.csv")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: output a.csv cannot be written: Permission denied\n"
+
+
+def test_models_may_follow_one_option_or_repeat_it(call, monkeypatch):
+    seen = []
+    monkeypatch.setattr("datbench.cli._measure", lambda *args, **options: seen.append((args, options)))
+    forms = (
+        "compare --models dat swin --quick",
+        "compare --quick --models dat swin",
+        "compare --models dat --models swin --quick",
+        "compare --models=dat --quick --models=swin",
+        "compare --models=dat swin --quick",
+    )
+    for form in forms:
+        result = call(*form.split())
+        assert result.exit_code == 0, result.stderr
+    assert {args[1] for args, _ in seen} == {("dat", "swin")}
+    assert {args[2].looks for args, _ in seen} == {(1,)}
+
+
+def test_options_reach_the_measuring(call, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("datbench.cli._measure", lambda *args, **options: seen.update(options))
+    options = (
+        "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last --threads 1 "
+        "--seed 9 --image noise --output a.csv --output b.html --format json --baseline swin"
+    )
+    assert call("compare", "--models", "dat", "swin", *options.split()).exit_code == 0
+    assert seen["batch_size"] == 4
+    assert seen["img_size"] == 448
+    assert (seen["dtype"], seen["amp"], seen["channels_last"]) == ("bfloat16", True, True)
+    assert [str(path) for path in seen["outputs"]] == ["a.csv", "b.html"]
+    assert (seen["seed"], seen["threads"], seen["image"]) == (9, 1, "noise")
+    assert (seen["form"], seen["baseline"], seen["device"]) == ("json", "swin", "cpu")
+
+
+@pytest.mark.parametrize("pattern", ["dat", "dat*", "*"])
+def test_list_finds_models_by_name_and_alias(call, pattern):
+    rows = json.loads(call("list", pattern, "--format", "json").stdout)
+    dat = next(row for row in rows if row["model"] == "dat_tiny")
+    assert (dat["params"], dat["published_macs"], dat["published_top1"]) == (28_319_138, 4.6e9, 82.0)
+    table = call("list", pattern).stdout
+    assert "dat_tiny" in table
+    assert "28.3" in table
+    found = list(csv.DictReader(io.StringIO(call("list", pattern, "--format", "csv").stdout)))
+    assert [row["model"] for row in found] == [row["model"] for row in rows]
+
+
+def test_every_model_and_block_is_listed(call):
+    rows = json.loads(call("list", "--format", "json").stdout)
+    names = {row["model"] for row in rows}
+    assert {"dat_tiny", "swin_tiny", "pvt_small", "yolov8n", "block:dat"} <= names
+    assert all(row["source"] and row["summary"] for row in rows)
+
+
+def test_the_latest_run_is_exported(call, tmp_path, three_records):
+    folder = RunFolder.create(tmp_path / "results", "compare")
+    for record in three_records:
+        folder.append(record)
+    assert call("export-report").exit_code == 0
+    assert "dat_tiny" in (folder.path / "report.csv").read_text()
+    assert "dat_tiny" in (folder.path / "report.html").read_text()
+    assert call("export-report", folder.run_id, "--output", "mine.json").exit_code == 0
+    assert len(json.loads((tmp_path / "mine.json").read_text())["records"]) == 3
+    shown = call("export-report", str(folder.path), "--format", "csv")
+    assert shown.stdout == (folder.path / "report.csv").read_text()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_is_offered(shell):
+    result = CliRunner().invoke(
+        cli, env={"_DATBENCH_COMPLETE": f"{shell}_source"}, prog_name="datbench", standalone_mode=True
+    )
+    assert result.exit_code == 0
+    assert "_DATBENCH_COMPLETE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("datbench comp", {"compare"}),
+        ("datbench compare --models da", {"dat_tiny"}),
+        ("datbench compare --models dat_tiny sw", {"swin_tiny"}),
+        ("datbench compare --models yolov8n+da", {"yolov8n+dat"}),
+        ("datbench profile block:d", {"block:dat"}),
+        ("datbench compare --models dat --qu", {"--quick"}),
+        ("datbench compare --models dat --dtype bf", {"bfloat16"}),
+    ],
+)
+def test_names_and_options_complete(words, expected):
+    environment = {
+        "_DATBENCH_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    result = CliRunner().invoke(cli, env=environment, prog_name="datbench")
+    found = {line.partition(",")[2] for line in result.stdout.splitlines()}
+    assert expected <= found
+    prefix = words.split()[-1]
+    assert all(word.startswith(prefix) for word in found)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["compare", "--help"], ["compare", "--models", "dta"]])
+def test_nothing_before_the_measuring_imports_torch(arguments):
+    code = (
+        "import sys; from datbench.cli import cli\n"
+        "try: cli(sys.argv[1:], prog_name='datbench')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'ultralytics', 'pandas', 'scipy', 'fvcore'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_photograph_of_ones_own_is_taken(call, tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr("datbench.runner.run", lambda plan, *_: plans.append(plan) or [])
+    Image.new("RGB", (10, 10)).save(tmp_path / "mine.png")
+    result = call("profile", "dat", "--image", "mine.png", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert plans[0].cases[0].workload.image == str(tmp_path / "mine.png")

@@ -1,0 +1,167 @@
+"""Real workers, real networks, small inputs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from datbench.store import RunFolder
+
+DATBENCH = [sys.executable, "-m", "datbench"]
+SMALL = ["--img-size", "64", "--device", "cpu"]
+
+
+def call(folder, *arguments, **options):
+    command = [*DATBENCH, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """One comparison with a model that fails; everything else looks at what it left."""
+    folder = tmp_path_factory.mktemp("compare")
+    models = ["pvt_tiny", "swin", "yolov8n+dat", "yolov8n+dat[heads=7]"]
+    outputs = ["--output", "a.csv", "--output", "a.html"]
+    done = call(folder, "compare", "--models", *models, "--quick", *SMALL, *outputs)
+    return folder, done
+
+
+def test_a_failed_model_gives_status_1_and_its_own_row(compared):
+    folder, done = compared
+    assert done.returncode == 1, done.stderr
+    frame = pd.read_csv(folder / "a.csv").set_index("model")
+    assert frame.loc["yolov8n+dat[heads=7]", "error"] == "dim=256 is not a multiple of heads=7"
+    assert pd.isna(frame.loc["yolov8n+dat[heads=7]", "latency_ms_median"])
+    assert frame["error"].notna().sum() == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_every_column_that_a_cpu_can_fill_is_filled(compared):
+    folder, _ = compared
+    frame = pd.read_csv(folder / "a.csv").set_index("model").iloc[:3]
+    for column in (
+        "params", "macs", "flops", "latency_ms_median", "latency_ms_lo", "latency_ms_hi", "latency_ms_min",
+        "latency_ms_p90", "throughput_img_s", "weights_mib", "peak_allocated_mib", "rss_peak_mib", "samples",
+        "pairs", "run_id", "key", "timestamp_utc", "torch", "python", "device_name", "cpu_name", "host",
+    ):  # fmt: skip
+        assert frame[column].notna().all(), column
+    for column in ("host_ms_median", "peak_reserved_mib", "process_memory_mib", "verdict", "driver"):
+        assert frame[column].isna().all(), column
+    assert frame.loc["pvt_tiny", "params"] == 13_229_288 - (3136 - 256) * 64 - (784 - 64) * 128 - (
+        196 - 16
+    ) * 320 - (49 - 4) * 512
+    assert frame["ratio"].isna().tolist() == [True, False, False]
+    assert (frame["flops"] == 2 * frame["macs"]).all()
+
+
+def test_the_figures_follow_from_the_raw_samples(compared):
+    folder, _ = compared
+    run = RunFolder(next((folder / "results").iterdir()))
+    frame = pd.read_csv(folder / "a.csv").set_index("model")
+    slots = pd.DataFrame(run.samples()).explode("latency_ms")
+    slots["latency_ms"] = slots["latency_ms"].astype(float)
+    raw = slots.groupby("model")["latency_ms"]
+    for model in ("pvt_tiny", "swin_tiny", "yolov8n+dat"):
+        assert frame.loc[model, "latency_ms_median"] == pytest.approx(raw.median()[model])
+        assert frame.loc[model, "latency_ms_min"] == pytest.approx(raw.min()[model])
+        assert frame.loc[model, "samples"] == raw.size()[model]
+        assert frame.loc[model, "throughput_img_s"] == pytest.approx(1000 / raw.mean()[model])
+
+
+def test_the_table_is_on_stdout_and_the_rest_on_stderr(compared):
+    folder, done = compared
+    assert "pvt_tiny" in done.stdout
+    assert "No verdict" in done.stdout
+    assert "Records and samples: results" in done.stderr
+    assert "Wrote a.html" in done.stderr
+    exported = call(folder, "export-report", "--format", "csv")
+    assert exported.stdout == (folder / "a.csv").read_text()
+
+
+def test_a_script_without_a_main_guard_works(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""\
+        import sys, datbench
+        records = datbench.profile(["block:window"], input_shape="16x14x14", device="cpu")
+        assert "torch" not in sys.modules, "the parent must not import torch"
+        print(records[0].model, records[0].values["samples"] > 0, records[0].error)
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "block:window True None\n", done.stderr
+
+
+def started(folder, *arguments):
+    """Start a comparison in a process group of its own, and wait for the first timed slot."""
+    process = subprocess.Popen(
+        [*DATBENCH, "compare", "--models", "pvt_tiny", "swin", *SMALL, *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("results/*/samples.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing was timed within two minutes"
+        time.sleep(0.05)
+    return process
+
+
+def workers(process) -> list[int]:
+    """Process ids of the workers: the children of the fork server, a child of the parent."""
+    children = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = status.read_text().split(" (", 1)
+        except OSError:
+            continue
+        children.setdefault(int(rest.rpartition(")")[2].split()[1]), []).append(int(pid))
+    servers = children.get(process.pid, [])
+    return [pid for server in servers for pid in children.get(server, [])]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_a_killed_worker_is_a_row_and_the_rest_goes_on(tmp_path):
+    process = started(tmp_path, "--quick")
+    os.kill(workers(process)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "failed: the worker was killed by SIGKILL" in out
+    assert out.count("failed") == 2  # one cell, one note
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals to a process group")
+def test_an_interrupt_shows_what_was_measured_and_leaves_nothing_running(tmp_path):
+    process = started(tmp_path)
+    ours = workers(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert "Traceback" not in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ours)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_a_killed_parent_leaves_no_workers_behind(tmp_path):
+    process = started(tmp_path)
+    ours = workers(process)
+    assert len(ours) == 2
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in ours) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ours)
+    run = RunFolder(next((tmp_path / "results").iterdir()))
+    assert {record.model for record in run.records()} == {"pvt_tiny", "swin_tiny"}
+    assert run.samples()

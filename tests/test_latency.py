@@ -1,0 +1,109 @@
+"""The latency metric on a device whose clock is scripted."""
+
+from __future__ import annotations
+
+import itertools
+import types
+
+import pytest
+
+import datbench.metrics.latency as latency
+from datbench.device import Timing
+from datbench.metrics.latency import Samples, summarise, time_slot, warm_up
+
+
+class FakeDevice:
+    """Each iteration takes the next of the scripted times."""
+
+    def __init__(self, times_ms):
+        self.times = iter(times_ms)
+        self.now_s = 0.0
+        self.calls = []
+
+    def step(self):
+        self.calls.append("untimed")
+        self.now_s += next(self.times) / 1000
+
+    def time(self, step, iterations):
+        self.calls.append(iterations)
+        spent = [next(self.times) for _ in range(iterations)]
+        self.now_s += sum(spent) / 1000
+        return Timing(spent)
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    def make(times_ms):
+        device = FakeDevice(times_ms)
+        monkeypatch.setattr(latency.time, "monotonic", lambda: device.now_s)
+        return types.SimpleNamespace(device=device, step=device.step)
+
+    return make
+
+
+def test_warm_up_goes_on_until_the_times_are_steady(trial):
+    falling = [300 - 5 * i for i in range(40)]
+    made = trial([*falling, *itertools.repeat(100, 1000)])
+    result = warm_up(made)
+    assert result.steady
+    assert result.step_ms == 100
+    assert len(made.device.calls) >= 47
+
+
+def test_warm_up_of_a_fast_model_lasts_a_second(trial):
+    made = trial(itertools.repeat(1.0))
+    assert warm_up(made).step_ms == 1.0
+    assert made.device.now_s > latency.WARMUP_S
+
+
+def test_warm_up_that_never_settles_ends_and_says_so(trial):
+    made = trial(100 * 1.02**i for i in itertools.count())
+    result = warm_up(made)
+    assert not result.steady
+    assert made.device.now_s < latency.WARMUP_MOST_S * 1.5
+
+
+def test_a_slot_starts_with_an_untimed_iteration(trial):
+    made = trial([999.0, 1.0, 2.0, 3.0])
+    assert time_slot(made, 3).latency_ms == [1.0, 2.0, 3.0]
+    assert made.device.calls == ["untimed", 3]
+
+
+def columns(processes, batch_size=1):
+    found = list(summarise(processes, batch_size))
+    return {m.name: m.value for m in found}, [w for m in found for w in m.warnings]
+
+
+def test_columns_follow_from_the_samples():
+    samples = Samples([1.0 + 0.001 * i for i in range(59)])
+    values, doubts = columns([samples], batch_size=8)
+    assert values["latency_ms_median"] == pytest.approx(1.029)
+    assert values["latency_ms_lo"] < 1.029 < values["latency_ms_hi"]
+    assert values["latency_ms_min"] == 1.0
+    assert values["latency_ms_p90"] == pytest.approx(1.0522)
+    assert values["latency_ms_p95"] is not None
+    assert values["latency_ms_p99"] is None
+    assert values["throughput_img_s"] == pytest.approx(8 * 1000 / 1.029)
+    assert (values["samples"], values["pairs"]) == (59, 1)
+    assert values["host_ms_median"] is None
+    assert doubts == []
+
+
+def test_throughput_is_work_over_time_and_not_the_mean_of_rates():
+    values, _ = columns([Samples([1.0, 9.0])])
+    assert values["throughput_img_s"] == pytest.approx(2 * 1000 / 10)
+
+
+@pytest.mark.parametrize(
+    ("samples", "flag"),
+    [
+        (Samples([1.0] * 5), "few_samples"),
+        (Samples([1.0] * 28), "few_samples"),
+        (Samples([1.0] * 30 + [2.0] * 30), "noisy"),
+        (Samples([1.0] * 60, [1.1] * 60), "host_bound"),
+        (Samples([1.0] * 60, [0.9] * 60), None),
+    ],
+)
+def test_doubts_become_flags(samples, flag):
+    _, doubts = columns([samples])
+    assert [d.partition(":")[0] for d in doubts] == ([flag] if flag else [])

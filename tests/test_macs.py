@@ -1,0 +1,156 @@
+"""Multiply-adds against counts done by hand; fused and unfused alike."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import DeformConv2d
+
+import zoo
+from datbench.metrics import macs as module
+from datbench.metrics.macs import count, macs, second_opinion
+
+
+def total(model, *shape):
+    by_operator, uncounted = count(model.eval(), torch.randn(1, *shape))
+    unknown = {k: n for k, n in uncounted.items() if k not in module.NEGLIGIBLE}
+    return sum(by_operator.values()), dict(by_operator), unknown
+
+
+def measured(model, *shape):
+    """Run the metric itself."""
+    trial = types.SimpleNamespace(model=model.eval(), inputs=torch.randn(2, *shape))
+    found = list(macs(trial))
+    return {m.name: m.value for m in found}, [w for m in found for w in m.warnings]
+
+
+def test_convolution_and_linear():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 5))
+    assert total(net, 3, 4, 4)[0] == 4 * 4 * 8 * 3 * 9 + 8 * 16 * 5
+
+
+def test_a_window_layer():
+    h, w, c, window = 6, 9, 8, 3
+    by_hand = h * w * c * 3 * c + 2 * h * w * window**2 * c + h * w * c * c
+    assert total(zoo.create_block("window", c, heads=2, window=window), c, h, w)[0] == by_hand
+
+
+def test_an_sra_layer():
+    h, w, c, reduction = 8, 12, 16, 2
+    keys = h * w // reduction**2
+    norm = 5 * keys * c
+    by_hand = h * w * c * c + keys * (reduction**2 * c) * c + keys * c * 2 * c
+    by_hand += 2 * h * w * keys * c + h * w * c * c + norm
+    block = zoo.create_block("sra", c, heads=2, reduction=reduction)
+    assert total(block, c, h, w)[0] == by_hand
+
+
+def test_a_deformable_layer():
+    h, w, c, heads, groups, k = 6, 8, 16, 4, 2, 3
+    m = n = h * w
+    offsets = groups * m * (c // groups) * (k * k + 2) + 5 * m * c  # depthwise, to 2, norm
+    sampling = 4 * n * c
+    bias = 4 * heads * m * n
+    by_hand = 4 * m * c * c + offsets + sampling + bias + 2 * m * n * c
+    options = {"heads": heads, "groups": groups, "kernel_size": k}
+    table = zoo.create_block("dat", c, position="table", table_size=(h, w), **options)
+    assert total(table, c, h, w)[0] == by_hand
+    dwc = zoo.create_block("dat", c, position="dwc", **options)
+    assert total(dwc, c, h, w)[0] == by_hand - bias + m * c * 9
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "vit_tiny_patch16_224"])
+def test_fused_and_unfused_attention_count_the_same(name):
+    try:
+        timm.layers.set_fused_attn(True, experimental=True)
+        fused = total(timm.create_model(name), 3, 224, 224)
+        timm.layers.set_fused_attn(False)
+        plain = total(timm.create_model(name), 3, 224, 224)
+    finally:
+        timm.layers.set_fused_attn(True)
+    assert "scaled_dot_product_attention" in fused[1]
+    assert "scaled_dot_product_attention" not in plain[1]
+    assert fused[0] == plain[0]
+    assert fused[2] == plain[2] == {}
+
+
+class Fused(nn.Module):
+    def forward(self, x):
+        q = x.flatten(2).transpose(1, 2)[:, None]
+        return F.scaled_dot_product_attention(q, q[..., ::2, :], q[..., ::2, :])
+
+
+class Baddbmm(nn.Module):
+    def forward(self, x):
+        return torch.baddbmm(torch.zeros(1, 1, 1), x[0], x[0].transpose(1, 2))
+
+
+class Deformed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.offset, self.conv = nn.Conv2d(4, 18, 3, padding=1), DeformConv2d(4, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x, self.offset(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "by_hand"),
+    [
+        (Fused(), 60 * 30 * (4 + 4)),
+        (Baddbmm(), 4 * 6 * 10 * 6),
+        (Deformed(), 60 * 18 * 4 * 9 + 60 * 6 * 4 * 9),
+    ],
+    ids=["fused attention with fewer keys", "baddbmm", "deformable convolution"],
+)
+def test_what_fvcore_counts_as_zero_has_a_rule_in_both_counters(net, by_hand):
+    found, _, unknown = total(net, 4, 6, 10)
+    assert found == by_hand
+    assert second_opinion(net, torch.randn(1, 4, 6, 10)) == by_hand
+    assert unknown == {}
+
+
+def test_the_metric_counts_one_image_and_doubles_for_flops():
+    values, doubts = measured(nn.Conv2d(3, 8, 1), 3, 5, 5)
+    assert values == {"macs": 600, "flops": 1200, "macs_second_opinion": 600}
+    assert doubts == []
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return torch.cdist(x[0], x[0])
+
+
+def test_an_operator_without_a_rule_is_named():
+    _, doubts = measured(Odd(), 3, 5, 5)
+    assert any(d.startswith("uncounted_ops: no rule for aten::cdist (1)") for d in doubts)
+
+
+def test_counters_that_disagree_are_flagged(monkeypatch):
+    monkeypatch.setattr(module, "second_opinion", lambda *_: 500)
+    _, doubts = measured(nn.Conv2d(3, 8, 1), 3, 5, 5)
+    assert any(d.startswith("macs_disagree: ") for d in doubts)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("dat_tiny", 4.5889e9), ("swin_tiny", 4.5092e9), ("pvt_small", 3.8330e9), ("yolov8n", 4.4010e9)],
+)
+def test_the_zoo_counts_what_is_known(name, expected):
+    side = 640 if name == "yolov8n" else 224
+    found, _, unknown = total(zoo.create_model(name), 3, side, side)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert unknown == {}
+
+
+def test_the_model_is_left_as_it_was():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1)).half().train()
+    trial = types.SimpleNamespace(model=net, inputs=torch.randn(1, 3, 4, 4).half())
+    list(macs(trial))
+    assert net[0].weight.dtype == torch.float16
+    assert net.training

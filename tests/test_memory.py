@@ -1,0 +1,75 @@
+"""Memory on the CPU against counts done by hand."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from datbench.device import MIB, CpuDevice
+from datbench.metrics.memory import memory
+from datbench.metrics.params import params
+
+
+def mib(n):
+    return torch.empty(n * MIB // 4)
+
+
+def chain():
+    a = mib(4)
+    b = mib(2)
+    del a
+    return b, mib(1)
+
+
+@pytest.mark.parametrize(
+    ("step", "peak_mib"),
+    [
+        pytest.param(lambda: None, 0, id="nothing"),
+        pytest.param(lambda: mib(3), 3, id="one tensor"),
+        pytest.param(lambda: (mib(3), mib(2)), 5, id="two alive together"),
+        pytest.param(lambda: [mib(3) for _ in range(1)] and mib(2), 3, id="one after the other"),
+        pytest.param(chain, 6, id="the peak is before the end"),
+    ],
+)
+def test_peak_is_the_most_alive_at_once(step, peak_mib):
+    resident = [mib(7)]
+    found = {m.name: m.value for m in CpuDevice().memory(step, resident)}
+    assert found["peak_allocated_mib"] == pytest.approx(7 + peak_mib, abs=1e-3)
+
+
+def test_a_network_by_hand():
+    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
+    net.register_buffer("table", torch.zeros(1000))
+    x = torch.randn(512, 64)
+
+    def step():
+        with torch.inference_mode():
+            return net(x)
+
+    trial = types.SimpleNamespace(model=net, inputs=x, step=step, device=CpuDevice())
+    found = {m.name: m.value for m in memory(trial)}
+    weights = (64 * 256 + 256 + 256 * 8 + 8 + 1000) * 4
+    assert found["weights_mib"] == weights / MIB
+    # The widest moment: the first layer's output and its ReLU side by side.
+    assert found["peak_allocated_mib"] * MIB == weights + x.nbytes + 2 * 512 * 256 * 4
+
+
+def test_resident_memory_peaks_with_a_large_tensor():
+    def step():
+        return torch.ones(64 * MIB // 4).sum()
+
+    device = CpuDevice()
+    small = {m.name: m.value for m in device.memory(lambda: None, [])}["rss_peak_mib"]
+    large = {m.name: m.value for m in device.memory(step, [])}["rss_peak_mib"]
+    assert large - small > 40
+
+
+def test_shared_parameters_count_once_and_frozen_ones_apart():
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    net[1].weight = net[0].weight
+    net[2].bias.requires_grad_(False)
+    found = {m.name: m.value for m in params(types.SimpleNamespace(model=net))}
+    assert found == {"params": 16 + 8, "params_trainable": 16 + 4}

@@ -1,0 +1,223 @@
+"""The runner against scripted workers: verdicts, faults, budget, what is on disk when."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+import datbench.runner
+from datbench.metrics.latency import Warmup
+from datbench.plan import make_plan
+from datbench.pool import WorkerFault
+from datbench.records import Measurement
+from datbench.runner import run
+from datbench.schedule import DEFAULT, QUICK, Protocol
+from datbench.store import RunFolder
+
+
+class FakeWorker:
+    def __init__(self, pool, case):
+        self.pool, self.case, self.stopped = pool, case, False
+        self.factor = math.exp(pool.random.gauss(0, pool.per_process))
+
+    def ask(self, request, **arguments):
+        assert not self.stopped
+        self.pool.asked.append((self.case.label, request))
+        fault = self.pool.faults.get((self.case.label, request))
+        if fault is not None:
+            if isinstance(fault, BaseException):
+                raise fault
+            if self.pool.asked.count((self.case.label, request)) > fault:
+                raise WorkerFault(f"{request} broke")
+        answers = {
+            "build": lambda: None,
+            "facts": lambda: {"device_name": "Fake", "settings": {"x": 1}},
+            "metrics": lambda: [Measurement("params", 7)],
+            "warm_up": lambda most_s: Warmup(10.0, self.case.label not in self.pool.cold),
+            "slot": self.slot,
+        }
+        return answers[request](**arguments)
+
+    def slot(self, iterations):
+        """Times of a machine that slows all the while, with noise."""
+        self.pool.clock += 1
+        base = self.pool.steps_ms[self.case.label] * self.factor * (1 + 0.002 * self.pool.clock)
+        noise = self.pool.noise
+        return [base * math.exp(self.pool.random.gauss(0, noise)) for _ in range(iterations)], None
+
+    def stop(self):
+        self.stopped = True
+
+
+class FakePool:
+    def __init__(self, steps_ms, noise=0.01, per_process=0.0, faults=None, cold=()):
+        self.steps_ms, self.noise, self.per_process = steps_ms, noise, per_process
+        self.faults, self.cold = faults or {}, cold
+        self.random = random.Random(3)
+        self.clock, self.asked, self.workers = 0, [], []
+
+    def __call__(self, timeout_s, modules):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for worker in self.workers:
+            worker.stop()
+
+    def start(self, case):
+        self.workers.append(FakeWorker(self, case))
+        return self.workers[-1]
+
+
+@pytest.fixture
+def measure(monkeypatch, tmp_path):
+    """Run a plan on a fake pool: measure(pool, protocol) gives the records by label."""
+
+    def go(pool, protocol=DEFAULT, command="compare", models=("pvt_tiny", "pvt_small", "swin")):
+        monkeypatch.setattr(datbench.runner, "Pool", pool)
+        plan = make_plan(models, protocol=protocol, command=command, device="cpu")
+        go.folder = RunFolder.create(tmp_path, command)
+        return {record.model: record for record in run(plan, go.folder)}
+
+    return go
+
+
+def test_verdicts_follow_the_truth_under_drift(measure):
+    steps = {"pvt_tiny": 100.0, "pvt_small": 105.0, "swin_tiny": 92.0, "pvt_tiny#2": 100.0}
+    pool = FakePool(steps)
+    records = measure(pool, models=("pvt_tiny", "pvt_small", "swin", "pvt_tiny"))
+    assert records["pvt_tiny"].comparison is None
+    for label, verdict in (("pvt_small", "SLOWER"), ("swin_tiny", "FASTER"), ("pvt_tiny#2", "SAME")):
+        compared = records[label].comparison
+        assert compared.verdict == verdict
+        truth = steps[label] / 100
+        assert compared.lo <= truth <= compared.hi
+        assert compared.ratio == pytest.approx(truth, rel=0.01)
+        assert compared.baseline == "pvt_tiny"
+
+
+def test_pairs_stop_at_the_first_look_when_all_is_clear(measure):
+    pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0}, per_process=0.002)
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    assert records["pvt_small"].values["pairs"] == 5
+    assert records["pvt_small"].values["samples"] == 5 * 6 * 2 * 3
+
+
+def test_processes_that_differ_leave_it_open_to_the_last_look(measure):
+    pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 100.5}, per_process=0.05)
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    assert records["pvt_small"].comparison.verdict == "INCONCLUSIVE"
+    assert records["pvt_small"].values["pairs"] == DEFAULT.looks[-1]
+
+
+def test_quick_gives_a_ratio_and_no_verdict(measure):
+    records = measure(FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0}), QUICK, models=("pvt_tiny", "pvt_small"))
+    compared = records["pvt_small"].comparison
+    assert compared.verdict is None
+    assert compared.lo < 1.2 < compared.hi
+    assert records["pvt_small"].values["pairs"] == 1
+
+
+def test_a_profile_compares_nothing(measure):
+    records = measure(FakePool({"pvt_tiny": 1.0, "swin_tiny": 2.0}), QUICK, "profile", ("pvt_tiny", "swin"))
+    assert all(record.comparison is None for record in records.values())
+    assert records["swin_tiny"].values["latency_ms_median"] == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "works"), [("build", 0), ("build", 1), ("metrics", 0), ("warm_up", 1), ("slot", 5)]
+)
+def test_one_broken_model_does_not_stop_the_rest(measure, request_, works):
+    steps = {"pvt_tiny": 100.0, "pvt_small": 120.0, "swin_tiny": 90.0}
+    pool = FakePool(steps, faults={("pvt_small", request_): works})
+    records = measure(pool)
+    assert records["pvt_small"].error == f"{request_} broke"
+    assert records["swin_tiny"].error is None
+    assert records["swin_tiny"].comparison.verdict == "FASTER"
+
+
+def test_a_broken_baseline_leaves_the_others_their_latency(measure):
+    pool = FakePool(
+        {"pvt_tiny": 100.0, "pvt_small": 120.0, "swin_tiny": 90.0}, faults={("pvt_tiny", "build"): 0}
+    )
+    records = measure(pool)
+    assert records["pvt_tiny"].error == "build broke"
+    assert records["swin_tiny"].values["latency_ms_median"] > 0
+    assert records["swin_tiny"].comparison is None
+
+
+def test_all_broken_is_a_table_of_errors(measure):
+    pool = FakePool({}, faults={(m, "build"): 0 for m in ("pvt_tiny", "pvt_small", "swin_tiny")})
+    assert all(record.error for record in measure(pool).values())
+
+
+def test_out_of_memory_is_flagged(measure):
+    fault = WorkerFault("out of memory: tried 3 GiB")
+    pool = FakePool({"pvt_tiny": 1.0, "swin_tiny": 1.0}, faults={("swin_tiny", "build"): fault})
+    records = measure(pool, QUICK, models=("pvt_tiny", "swin"))
+    assert records["swin_tiny"].flags == ("oom",)
+
+
+def test_an_interrupt_keeps_what_was_measured(measure, monkeypatch):
+    pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0})
+    slot = FakeWorker.slot
+
+    def interrupted(self, iterations):
+        if self.pool.clock == 30:
+            raise KeyboardInterrupt
+        return slot(self, iterations)
+
+    monkeypatch.setattr(FakeWorker, "slot", interrupted)
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    assert all("interrupted" in record.flags for record in records.values())
+    assert records["pvt_small"].values["latency_ms_median"] > 0
+    assert records["pvt_small"].error is None
+    assert all(worker.stopped for worker in pool.workers)
+
+
+def test_a_model_that_never_settled_is_flagged(measure):
+    pool = FakePool({"pvt_tiny": 1.0, "swin_tiny": 1.0}, cold=("swin_tiny",))
+    records = measure(pool, QUICK, models=("pvt_tiny", "swin"))
+    assert "not_warm" in records["swin_tiny"].flags
+    assert "not_warm" not in records["pvt_tiny"].flags
+
+
+def test_a_spent_budget_ends_after_the_round_in_hand(measure, monkeypatch):
+    ticks = iter(range(0, 100_000, 4))
+    monkeypatch.setattr(datbench.runner.time, "monotonic", lambda: float(next(ticks)))
+    pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0})
+    protocol = Protocol(looks=(5, 8), rounds=6, budget_s=30)
+    records = measure(pool, protocol, models=("pvt_tiny", "pvt_small"))
+    assert records["pvt_small"].values["pairs"] < 5
+    assert records["pvt_small"].values["samples"] > 0
+    assert records["pvt_small"].comparison.verdict is None
+
+
+def test_records_and_samples_are_on_disk_and_only_one_worker_works_at_a_time(measure):
+    pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0})
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    assert {r.model: r for r in measure.folder.records()}.keys() == records.keys()
+    slots = measure.folder.samples()
+    for label, record in records.items():
+        raw = [t for s in slots if s["model"] == label for t in s["latency_ms"]]
+        assert len(raw) == record.values["samples"]
+        assert sorted(raw)[len(raw) // 2 - 1] <= record.values["latency_ms_median"]
+    # Every round holds each model twice, in mirrored order.
+    for pair in range(5):
+        for number in range(6):
+            order = [s["model"] for s in slots if (s["pair"], s["round"]) == (pair, number)]
+            assert len(order) == 4
+            assert order == order[::-1]
+
+
+def test_the_environment_comes_from_the_worker_and_the_host(measure):
+    record = measure(FakePool({"pvt_tiny": 1.0}), QUICK, models=("pvt_tiny",))["pvt_tiny"]
+    assert record.environment.device_name == "Fake"
+    assert record.environment.settings == {"x": 1}
+    assert record.environment.host
+    assert record.environment.packages["torch"]
+    assert record.published_macs == 1.9e9
