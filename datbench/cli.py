@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import sys
@@ -33,12 +34,22 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 class OneLine(click.RichGroup):
     """A group that tells each mistake in one line on stderr and exits with status 2."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run a command; as click does, but errors take one line."""
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, standalone_mode=False, **extra
+        )
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run()
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status: Any = run()
         except click.ClickException as error:
             message = " ".join(error.format_message().split())
             click.echo(f"Error: {message}", err=True)
@@ -121,25 +132,71 @@ OUTPUT = click.option(
 )
 WORKLOAD = _all(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Inputs in a step."),
-    click.option("--img-size", type=click.IntRange(1), help="Side of the input in pixels; each model's own by default."),
-    click.option("--input", "input_shape", metavar="CxHxW", help="Shape of one input instead; blocks alone need it."),
-    click.option("--image", default="photo", metavar="FILE", help="A photograph; 'noise' for seeded noise; ultralytics' photographs by default."),
-    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True, help="Type of weights and input."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Inputs in a step.",
+    ),
+    click.option(
+        "--img-size",
+        type=click.IntRange(1),
+        help="Side of the input in pixels; each model's own by default.",
+    ),
+    click.option(
+        "--input",
+        "input_shape",
+        metavar="CxHxW",
+        help="Shape of one input instead; blocks alone need it.",
+    ),
+    click.option(
+        "--image",
+        default="photo",
+        metavar="FILE",
+        help="A photograph, or 'noise'; the photographs that ultralytics ships by default.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Type of weights and input.",
+    ),
     click.option("--amp", is_flag=True, help="Run under autocast, weights in float32."),
     click.option("--channels-last", is_flag=True, help="Memory format of weights and input."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads of one operator; all usable cores by default."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of weights, noise and order."),
-    click.option("--checkpoint", "checkpoints", multiple=True, metavar="[MODEL=]FILE", help="Weights, as safetensors or a state dict. Repeatable."),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        help="CPU threads of one operator; all usable cores by default.",
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of weights, noise and order."
+    ),
+    click.option(
+        "--checkpoint",
+        "checkpoints",
+        multiple=True,
+        metavar="[MODEL=]FILE",
+        help="Weights, as safetensors or a state dict. Repeatable.",
+    ),
     click.option("--rigorous", is_flag=True, help="More processes, for smaller differences."),
-    click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Start no further round after this time."),
-)  # fmt: skip
+    click.option(
+        "--budget",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="Start no further round after this time.",
+    ),
+)
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="datbench")
 def cli() -> None:
-    """What attention costs on your device: parameters, MACs, latency and memory of vision networks."""
+    """What attention costs on your device.
+
+    Parameters, MACs, latency and memory of DAT, Swin, PVT and YOLO variants, compared honestly.
+    """
 
 
 @cli.command("list")
@@ -172,7 +229,14 @@ def profile(models: tuple[str, ...], rigorous: bool, budget: float | None, **opt
 
 
 @cli.command(cls=Variadic)
-@click.option("--models", multiple=True, required=True, metavar="MODEL...", shell_complete=complete_model, help="Models to compare: `--models dat swin`.")  # fmt: skip
+@click.option(
+    "--models",
+    multiple=True,
+    required=True,
+    metavar="MODEL...",
+    shell_complete=complete_model,
+    help="Models to compare: `--models dat swin`.",
+)
 @click.option("--baseline", help="Model that the others are compared with; the first by default.")
 @click.option("--quick", is_flag=True, help="One process pair, no verdicts.")
 @WORKLOAD
@@ -192,7 +256,9 @@ def compare(
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @OUTPUT
 @RESULTS
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), help="Print on stdout instead.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json"]), help="Print on stdout instead."
+)
 def export_report(
     run: Path | None, outputs: tuple[Path, ...], results: Path, form: str | None
 ) -> None:
@@ -260,7 +326,9 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda text, done: bar.update(task, description=text, completed=done)
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 import sys
@@ -59,7 +60,9 @@ def resolve_device(name: str) -> str:
         UserError: the device is not there.
     """
     kind, _, index = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+    if kind not in ("auto", "cpu", "cuda") or (
+        index and not (kind == "cuda" and index.isdecimal())
+    ):
         raise UserError(f"no device named {name!r}; expected auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return "cpu"
@@ -69,12 +72,14 @@ def resolve_device(name: str) -> str:
     if not count:
         raise UserError(f"device {name} is not there: no CUDA device is visible; use --device cpu")
     if int(index or 0) >= count:
-        raise UserError(f"device {name} is not there: there are {count}, cuda:0 to cuda:{count - 1}")
+        raise UserError(
+            f"device {name} is not there: there are {count}, cuda:0 to cuda:{count - 1}"
+        )
     return f"cuda:{int(index or 0)}"
 
 
 def count_cuda_devices() -> int:
-    """Devices that the CUDA driver shows to this process; 0 too where torch is built without CUDA."""
+    """Devices that the CUDA driver shows to this process; 0 where torch is built without CUDA."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         return 0
     try:
@@ -108,7 +113,7 @@ class CpuDevice:
         for _ in range(iterations):
             step()
             stamps.append(clock())
-        return Timing([(b - a) / 1e6 for a, b in zip(stamps, stamps[1:], strict=False)])
+        return Timing([(b - a) / 1e6 for a, b in itertools.pairwise(stamps)])
 
     def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
         """Measure the peak of live tensor bytes by the allocator's events, and peak RSS.
@@ -160,7 +165,7 @@ class CudaDevice:
         cuda.synchronize()
         return Timing(
             [start.elapsed_time(end) for start, end in events],
-            [(b - a) / 1e6 for a, b in zip(stamps, stamps[1:], strict=False)],
+            [(b - a) / 1e6 for a, b in itertools.pairwise(stamps)],
         )
 
     def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
@@ -198,7 +203,7 @@ class CudaDevice:
         return self._nvml(used)
 
     def _nvml(self, read: Callable[[Any, Any], Any]) -> Any:
-        """Ask the management library about this device, found by its UUID; None if it cannot tell."""
+        """Ask the management library about this device, found by UUID; None if it cannot tell."""
         import pynvml
 
         uuid = self._torch.cuda.get_device_properties(self.name).uuid

@@ -242,7 +242,8 @@ def _sides(named: Named, img_size: int | None) -> tuple[int, int]:
     own = named.options.get("img_size")
     if img_size is not None and own is not None and own != img_size:
         raise UserError(f"{named} has its own img_size; leave --img-size {img_size} out")
-    size = img_size or own or named.spec.img_size  # type: ignore[union-attr] - not a block
+    assert isinstance(named.spec, ModelSpec)  # noqa: S101 - blocks have no size of their own
+    size = img_size or own or named.spec.img_size
     h, w = (size, size) if isinstance(size, int) else size
     return h, w
 

@@ -10,7 +10,6 @@ import signal
 import sys
 import types
 from collections.abc import Iterator, Sequence
-from multiprocessing.context import BaseContext
 from typing import Any
 
 from datbench.plan import Case
@@ -36,10 +35,10 @@ class Worker:
         timeout_s: seconds after which a silent worker counts as hung.
     """
 
-    def __init__(self, context: BaseContext, case: Case, timeout_s: float) -> None:
+    def __init__(self, context: Any, case: Case, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._pipe, theirs = multiprocessing.Pipe()
-        self._process = context.Process(  # type: ignore[attr-defined] - every context has one
+        self._process = context.Process(
             target=_serve, args=(theirs, case), name=f"datbench {case.label}", daemon=True
         )
         with _no_main_module():
@@ -93,7 +92,7 @@ class Pool:
         self._timeout_s = timeout_s
         self._modules = ["datbench.worker", *modules]
         methods = multiprocessing.get_all_start_methods()
-        self._context = multiprocessing.get_context(
+        self._context: Any = multiprocessing.get_context(
             "forkserver" if "forkserver" in methods else "spawn"
         )
         self._workers: list[Worker] = []

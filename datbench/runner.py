@@ -132,7 +132,9 @@ class _Run:
                 arm.fail(fault)
                 continue
             if not warmup.steady:
-                arm.warnings.append(f"not_warm: times still moved after the warm-up of pair {pair + 1}")
+                arm.warnings.append(
+                    f"not_warm: times still moved after the warm-up of pair {pair + 1}"
+                )
             iterations[arm.case.label] = slot_iterations(warmup.step_ms)
             arm.processes.append(Samples())
             arm.differences.append([])

@@ -111,5 +111,7 @@ def latest_run(results: Path) -> RunFolder:
     """
     found = sorted(results.glob(f"*/{RECORDS}"), key=lambda p: (p.stat().st_mtime, p))
     if not found:
-        raise UserError(f"no run under {results}; make one with `datbench compare --models dat swin`")
+        raise UserError(
+            f"no run under {results}; make one with `datbench compare --models dat swin`"
+        )
     return RunFolder(found[-1].parent)

@@ -54,7 +54,7 @@ def build_trial(case: Case) -> Trial:
     dtype = getattr(torch, work.dtype)
     layout = torch.channels_last if work.channels_last else torch.contiguous_format
     weights = torch.float32 if work.amp else dtype
-    model = model.to(device.name, dtype=weights, memory_format=layout)
+    model = model.to(device.name, weights).to(memory_format=layout)
     inputs = load_input(work, case.task).to(device.name, weights).contiguous(memory_format=layout)
 
     def step() -> Any:

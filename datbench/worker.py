@@ -1,7 +1,7 @@
 """The child process: builds one trial and answers requests over a pipe until it is closed.
 
-A request is `(name, arguments)`, the answer `("ok", value)` or `("fault", message)`. A worker starts
-idle and does nothing unless asked, so several can be alive while one is timed.
+A request is `(name, arguments)`, the answer `("ok", value)` or `("fault", message)`. A worker
+starts idle and does nothing unless asked, so several can be alive while one is timed.
 """
 
 from __future__ import annotations

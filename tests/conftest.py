@@ -21,7 +21,11 @@ def make_record(environment):
     """Make a record: make_record("dat_tiny", latency_ms_median=3.0, comparison=...)."""
 
     def make(model="dat_tiny", *, comparison=None, error=None, warnings=(), work=None, **values):
-        numbers = {"params": 28_319_138, "macs": 4_588_903_776, "latency_ms_median": 76.5631} | values
+        numbers = {
+            "params": 28_319_138,
+            "macs": 4_588_903_776,
+            "latency_ms_median": 76.5631,
+        } | values
         return Record(
             run_id="20261122T110000Z-compare",
             key="k0123456789abcde",

@@ -29,7 +29,10 @@ def call(tmp_path, monkeypatch):
         ("compare --models dat --device cuda", "no CUDA device is visible"),
         ("compare --models dat --batch-size 0", "'--batch-size': 0 is not in the range"),
         ("compare --models dat --batch-size two", "'two' is not a valid integer"),
-        ("compare --models yolov8n+dat --img-size 32", "needs an input of at least 64x64; got 32x32"),
+        (
+            "compare --models yolov8n+dat --img-size 32",
+            "needs an input of at least 64x64; got 32x32",
+        ),
         ("compare --models dat --image text.jpg", "text.jpg cannot be read as an image"),
         ("compare --models dat --image none.jpg", "none.jpg is not a file"),
         ("compare --models dat --output none/a.csv", "there is no folder none"),
@@ -73,7 +76,8 @@ def test_an_output_that_cannot_be_written_is_refused(call, monkeypatch):
 
 def test_models_may_follow_one_option_or_repeat_it(call, monkeypatch):
     seen = []
-    monkeypatch.setattr("datbench.cli._measure", lambda *args, **options: seen.append((args, options)))
+    note = lambda *args, **options: seen.append((args, options))  # noqa: E731
+    monkeypatch.setattr("datbench.cli._measure", note)
     forms = (
         "compare --models dat swin --quick",
         "compare --quick --models dat swin",
@@ -92,8 +96,8 @@ def test_options_reach_the_measuring(call, monkeypatch):
     seen = {}
     monkeypatch.setattr("datbench.cli._measure", lambda *args, **options: seen.update(options))
     options = (
-        "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last --threads 1 "
-        "--seed 9 --image noise --output a.csv --output b.html --format json --baseline swin"
+        "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last "
+        "--threads 1 --seed 9 --image noise --output a.csv --output b.html --format json --baseline swin"
     )
     assert call("compare", "--models", "dat", "swin", *options.split()).exit_code == 0
     assert seen["batch_size"] == 4
@@ -108,7 +112,11 @@ def test_options_reach_the_measuring(call, monkeypatch):
 def test_list_finds_models_by_name_and_alias(call, pattern):
     rows = json.loads(call("list", pattern, "--format", "json").stdout)
     dat = next(row for row in rows if row["model"] == "dat_tiny")
-    assert (dat["params"], dat["published_macs"], dat["published_top1"]) == (28_319_138, 4.6e9, 82.0)
+    assert (dat["params"], dat["published_macs"], dat["published_top1"]) == (
+        28_319_138,
+        4.6e9,
+        82.0,
+    )
     table = call("list", pattern).stdout
     assert "dat_tiny" in table
     assert "28.3" in table
@@ -139,7 +147,10 @@ def test_the_latest_run_is_exported(call, tmp_path, three_records):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion_is_offered(shell):
     result = CliRunner().invoke(
-        cli, env={"_DATBENCH_COMPLETE": f"{shell}_source"}, prog_name="datbench", standalone_mode=True
+        cli,
+        env={"_DATBENCH_COMPLETE": f"{shell}_source"},
+        prog_name="datbench",
+        standalone_mode=True,
     )
     assert result.exit_code == 0
     assert "_DATBENCH_COMPLETE" in result.stdout
@@ -170,7 +181,9 @@ def test_names_and_options_complete(words, expected):
     assert all(word.startswith(prefix) for word in found)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["compare", "--help"], ["compare", "--models", "dta"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["compare", "--help"], ["compare", "--models", "dta"]]
+)
 def test_nothing_before_the_measuring_imports_torch(arguments):
     code = (
         "import sys; from datbench.cli import cli\n"
@@ -179,7 +192,9 @@ def test_nothing_before_the_measuring_imports_torch(arguments):
         "heavy = {'torch', 'timm', 'ultralytics', 'pandas', 'scipy', 'fvcore'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

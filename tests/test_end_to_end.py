@@ -21,7 +21,9 @@ SMALL = ["--img-size", "64", "--device", "cpu"]
 
 def call(folder, *arguments, **options):
     command = [*DATBENCH, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +49,25 @@ def test_a_failed_model_gives_status_1_and_its_own_row(compared):
 def test_every_column_that_a_cpu_can_fill_is_filled(compared):
     folder, _ = compared
     frame = pd.read_csv(folder / "a.csv").set_index("model").iloc[:3]
-    for column in (
-        "params", "macs", "flops", "latency_ms_median", "latency_ms_lo", "latency_ms_hi", "latency_ms_min",
-        "latency_ms_p90", "throughput_img_s", "weights_mib", "peak_allocated_mib", "rss_peak_mib", "samples",
-        "pairs", "run_id", "key", "timestamp_utc", "torch", "python", "device_name", "cpu_name", "host",
-    ):  # fmt: skip
+    filled = """
+        params macs flops latency_ms_median latency_ms_lo latency_ms_hi latency_ms_min
+        latency_ms_p90 throughput_img_s weights_mib peak_allocated_mib rss_peak_mib samples pairs
+        run_id key timestamp_utc torch python device_name cpu_name host
+    """
+    for column in filled.split():
         assert frame[column].notna().all(), column
-    for column in ("host_ms_median", "peak_reserved_mib", "process_memory_mib", "verdict", "driver"):
+    for column in (
+        "host_ms_median",
+        "peak_reserved_mib",
+        "process_memory_mib",
+        "verdict",
+        "driver",
+    ):
         assert frame[column].isna().all(), column
-    assert frame.loc["pvt_tiny", "params"] == 13_229_288 - (3136 - 256) * 64 - (784 - 64) * 128 - (
-        196 - 16
-    ) * 320 - (49 - 4) * 512
+    assert (
+        frame.loc["pvt_tiny", "params"]
+        == 13_229_288 - (3136 - 256) * 64 - (784 - 64) * 128 - (196 - 16) * 320 - (49 - 4) * 512
+    )
     assert frame["ratio"].isna().tolist() == [True, False, False]
     assert (frame["flops"] == 2 * frame["macs"]).all()
 
@@ -106,8 +116,12 @@ def started(folder, *arguments):
     """Start a comparison in a process group of its own, and wait for the first timed slot."""
     process = subprocess.Popen(
         [*DATBENCH, "compare", "--models", "pvt_tiny", "swin", *SMALL, *arguments],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while not list(folder.glob("results/*/samples.jsonl")):
         assert process.poll() is None, process.communicate()

@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-import datbench.metrics.latency as latency
 from datbench.device import Timing
+from datbench.metrics import latency
 from datbench.metrics.latency import Samples, summarise, time_slot, warm_up
 
 

@@ -64,7 +64,9 @@ def test_a_deformable_layer():
     assert total(dwc, c, h, w)[0] == by_hand - bias + m * c * 9
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "vit_tiny_patch16_224"]
+)
 def test_fused_and_unfused_attention_count_the_same(name):
     try:
         timm.layers.set_fused_attn(True, experimental=True)
@@ -139,7 +141,12 @@ def test_counters_that_disagree_are_flagged(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("dat_tiny", 4.5889e9), ("swin_tiny", 4.5092e9), ("pvt_small", 3.8330e9), ("yolov8n", 4.4010e9)],
+    [
+        ("dat_tiny", 4.5889e9),
+        ("swin_tiny", 4.5092e9),
+        ("pvt_small", 3.8330e9),
+        ("yolov8n", 4.4010e9),
+    ],
 )
 def test_the_zoo_counts_what_is_known(name, expected):
     side = 640 if name == "yolov8n" else 224

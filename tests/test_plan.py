@@ -13,7 +13,11 @@ from zoo import ZooError
 
 def test_defaults_are_each_models_own():
     plan = make_plan(["dat", "yolov8n+dat", "dat[img_size=448]"], device="cpu")
-    assert [case.workload.input_shape for case in plan.cases] == [(3, 224, 224), (3, 640, 640), (3, 448, 448)]
+    assert [case.workload.input_shape for case in plan.cases] == [
+        (3, 224, 224),
+        (3, 640, 640),
+        (3, 448, 448),
+    ]
     assert plan.baseline == "dat_tiny"
     assert plan.cases[0].workload.threads >= 1
     assert [case.task for case in plan.cases] == ["classify", "detect", "classify"]
@@ -35,13 +39,26 @@ def test_a_profile_has_no_baseline():
 
 
 def test_published_figures_stand_only_beside_what_was_published():
-    names = ["dat", "dat[num_classes=10]", "dat[img_size=448]", "yolov8n+dat", "dat[drop_path_rate=0.1]"]
+    names = [
+        "dat",
+        "dat[num_classes=10]",
+        "dat[img_size=448]",
+        "yolov8n+dat",
+        "dat[drop_path_rate=0.1]",
+    ]
     published = [case.published for case in make_plan(names, device="cpu").cases]
     assert published == [(4.6e9, 82.0), (None, None), (None, None), (None, None), (4.6e9, 82.0)]
 
 
 def test_keys_differ_with_what_matters():
-    options = [{}, {"batch_size": 2}, {"dtype": "bfloat16"}, {"seed": 1}, {"img_size": 448}, {"threads": 1}]
+    options = [
+        {},
+        {"batch_size": 2},
+        {"dtype": "bfloat16"},
+        {"seed": 1},
+        {"img_size": 448},
+        {"threads": 1},
+    ]
     keys = [make_plan(["dat"], device="cpu", **{"threads": 2, **o}).cases[0].key for o in options]
     assert len(set(keys)) == len(keys)
     assert make_plan(["dat_tiny"], device="cpu", threads=2).cases[0].key == keys[0]
@@ -70,7 +87,9 @@ def test_checkpoints_go_to_their_model(tmp_path):
     file.write_bytes(b"x")
     plan = make_plan(["dat", "swin"], device="cpu", checkpoints=[f"swin={file}"])
     assert [case.checkpoint for case in plan.cases] == [None, str(file)]
-    assert make_plan(["dat"], device="cpu", checkpoints=[str(file)]).cases[0].checkpoint == str(file)
+    assert make_plan(["dat"], device="cpu", checkpoints=[str(file)]).cases[0].checkpoint == str(
+        file
+    )
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,14 @@ def test_html_is_one_escaped_file_without_requests(three_records, make_record):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, ""), (0, "0"), (0.01234, "0.0123"), (76.563, "76.6"), (1188.4, "1188"), (99.96, "100.0")],
+    [
+        (None, ""),
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (76.563, "76.6"),
+        (1188.4, "1188"),
+        (99.96, "100.0"),
+    ],
 )
 def test_rounding_keeps_three_digits_without_exponents(value, expected):
     assert rounded(value) == expected

@@ -91,7 +91,11 @@ def test_verdicts_follow_the_truth_under_drift(measure):
     pool = FakePool(steps)
     records = measure(pool, models=("pvt_tiny", "pvt_small", "swin", "pvt_tiny"))
     assert records["pvt_tiny"].comparison is None
-    for label, verdict in (("pvt_small", "SLOWER"), ("swin_tiny", "FASTER"), ("pvt_tiny#2", "SAME")):
+    for label, verdict in (
+        ("pvt_small", "SLOWER"),
+        ("swin_tiny", "FASTER"),
+        ("pvt_tiny#2", "SAME"),
+    ):
         compared = records[label].comparison
         assert compared.verdict == verdict
         truth = steps[label] / 100
@@ -115,7 +119,9 @@ def test_processes_that_differ_leave_it_open_to_the_last_look(measure):
 
 
 def test_quick_gives_a_ratio_and_no_verdict(measure):
-    records = measure(FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0}), QUICK, models=("pvt_tiny", "pvt_small"))
+    records = measure(
+        FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0}), QUICK, models=("pvt_tiny", "pvt_small")
+    )
     compared = records["pvt_small"].comparison
     assert compared.verdict is None
     assert compared.lo < 1.2 < compared.hi
@@ -123,7 +129,9 @@ def test_quick_gives_a_ratio_and_no_verdict(measure):
 
 
 def test_a_profile_compares_nothing(measure):
-    records = measure(FakePool({"pvt_tiny": 1.0, "swin_tiny": 2.0}), QUICK, "profile", ("pvt_tiny", "swin"))
+    records = measure(
+        FakePool({"pvt_tiny": 1.0, "swin_tiny": 2.0}), QUICK, "profile", ("pvt_tiny", "swin")
+    )
     assert all(record.comparison is None for record in records.values())
     assert records["swin_tiny"].values["latency_ms_median"] == pytest.approx(2.0, rel=0.1)
 
@@ -142,7 +150,8 @@ def test_one_broken_model_does_not_stop_the_rest(measure, request_, works):
 
 def test_a_broken_baseline_leaves_the_others_their_latency(measure):
     pool = FakePool(
-        {"pvt_tiny": 100.0, "pvt_small": 120.0, "swin_tiny": 90.0}, faults={("pvt_tiny", "build"): 0}
+        {"pvt_tiny": 100.0, "pvt_small": 120.0, "swin_tiny": 90.0},
+        faults={("pvt_tiny", "build"): 0},
     )
     records = measure(pool)
     assert records["pvt_tiny"].error == "build broke"

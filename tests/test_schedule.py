@@ -29,7 +29,9 @@ def test_order_follows_from_the_seed():
     assert first != [schedule.round_order(4, 8, p, r) for p in range(3) for r in range(5)]
 
 
-@pytest.mark.parametrize(("step_ms", "expected"), [(100, 3), (6.7, 3), (5, 4), (0.5, 40), (0.001, 1000)])
+@pytest.mark.parametrize(
+    ("step_ms", "expected"), [(100, 3), (6.7, 3), (5, 4), (0.5, 40), (0.001, 1000)]
+)
 def test_a_slot_has_three_iterations_and_twenty_milliseconds(step_ms, expected):
     assert schedule.slot_iterations(step_ms) == expected
 

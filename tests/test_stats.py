@@ -79,7 +79,9 @@ def test_latency_interval_widens_with_what_differs_between_processes():
 def test_round_difference_is_free_of_linear_drift():
     # ABBA under a machine that slows by 10 ms a slot; B is 20 % slower.
     drift = [1.0, 1.1, 1.2, 1.3]
-    difference = stats.round_difference([100 * drift[0], 100 * drift[3]], [120 * drift[1], 120 * drift[2]])
+    difference = stats.round_difference(
+        [100 * drift[0], 100 * drift[3]], [120 * drift[1], 120 * drift[2]]
+    )
     assert math.exp(difference) == pytest.approx(1.2, rel=0.01)
 
 

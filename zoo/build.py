@@ -115,7 +115,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
             f"checkpoint {path} is refused: it holds code or is damaged; save tensors alone, "
             "with torch.save(model.state_dict(), FILE) or as safetensors"
         ) from error
-    except Exception as error:  # noqa: BLE001 - a damaged file makes the readers raise anything
+    except Exception as error:  # a damaged file makes the readers raise anything
         reason = f"{type(error).__name__} {error}".partition("\n")[0]
         raise ZooError(f"checkpoint {path} cannot be read: {reason}") from error
     for key in ("model", "state_dict"):

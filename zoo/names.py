@@ -79,7 +79,7 @@ def parse_name(text: str) -> Named:
     """
     match = _NAME.fullmatch(text.strip())
     if match is None:
-        raise ZooError(f"cannot read {text!r}; write it like dat_tiny, dat[img_size=448] or yolov8n+dat")
+        raise ZooError(f"cannot read {text!r}; write it like dat, dat[img_size=448] or yolov8n+dat")
     options = parse_options(match["base_options"], text)
     if match["alone"]:
         if match["block"] or match["placement"]:
@@ -88,7 +88,8 @@ def parse_name(text: str) -> Named:
     spec = MODELS[match["base"]]
     if match["block"] is None:
         if match["placement"]:
-            raise ZooError(f"{text!r}: '@' places a block; write {spec.name}+BLOCK@{match['placement']}")
+            where = match["placement"]
+            raise ZooError(f"{text!r}: '@' places a block; write {spec.name}+BLOCK@{where}")
         return _checked(Named(spec, options))
     if spec.task != "detect":
         detectors = ", ".join(n for n, s in MODELS.items() if s.task == "detect")
@@ -112,7 +113,9 @@ def parse_options(text: str | None, name: str) -> dict[str, Any]:
             raise ValueError("not keyword arguments")
         return {str(k.arg): _value(k.value) for k in call.keywords}
     except (SyntaxError, ValueError) as error:
-        raise ZooError(f"cannot read the options of {name!r}; write them like [stride=2,version=1]") from error
+        raise ZooError(
+            f"cannot read the options of {name!r}; write them like [stride=2,version=1]"
+        ) from error
 
 
 def _value(node: ast.expr) -> Any:

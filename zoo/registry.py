@@ -59,9 +59,8 @@ class Spec:
         for given in options:
             if self.options is not None and given not in self.options:
                 takes = ", ".join(self.options) or "no options"
-                raise ZooError(
-                    f"{self.name} has no option {given!r}{_near(given, self.options)}; it takes: {takes}"
-                )
+                near = _near(given, self.options)
+                raise ZooError(f"{self.name} has no option {given!r}{near}; it takes: {takes}")
 
 
 S = TypeVar("S", bound=Spec)

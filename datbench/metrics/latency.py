@@ -2,8 +2,8 @@
 
 Iterations come in slots, after an untimed one that absorbs what another process left in the
 caches. `latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99
-need 29, 59 and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median` (CUDA)
-is how long launching took; where that is longer than the work the row is `host_bound`.
+need 29, 59 and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median`
+(CUDA) is how long launching took; where that is longer than the work the row is `host_bound`.
 """
 
 from __future__ import annotations

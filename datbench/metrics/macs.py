@@ -31,20 +31,22 @@ if TYPE_CHECKING:
 # Elementwise work, reductions, data movement and index arithmetic.
 NEGLIGIBLE = frozenset(
     f"aten::{name}"
-    for name in (
-        "abs add add_ arange ceil clamp clone copy_ cumsum div div_ dropout dropout_ empty_like exp "
-        "expand_as fill_ flip floor gelu gt hardsigmoid hardswish hardtanh hardtanh_ im2col index "
-        "leaky_relu linspace log log2 log_softmax lt masked_fill max max_pool2d maximum mean meshgrid "
-        "min minimum mish mul mul_ ne neg new_zeros ones ones_like pad pow reciprocal reflection_pad2d "
-        "relu_ relu6 repeat roll rsqrt rsub sigmoid sigmoid_ sign silu silu_ softmax sqrt sub sub_ "
-        "sum tanh topk tril triu type_as unfold upsample_linear1d where zeros zeros_like rand "
-        "avg_pool2d adaptive_max_pool2d bernoulli_ var_mean pixel_shuffle pixel_unshuffle glu elu erf "
-        "logical_not logical_and eq ge le bitwise_and nonzero sort argsort gather scatter scatter_ "
-        "floor_divide remainder sin cos stack unsqueeze_ norm linalg_vector_norm"
-    ).split()
+    for name in """
+    abs adaptive_max_pool2d add add_ arange argsort avg_pool2d bernoulli_ bitwise_and ceil clamp
+    clone copy_ cos cumsum div div_ dropout dropout_ elu empty_like eq erf exp expand_as fill_
+    flip floor floor_divide gather ge gelu glu gt hardsigmoid hardswish hardtanh hardtanh_ im2col
+    index le leaky_relu linalg_vector_norm linspace log log2 log_softmax logical_and logical_not
+    lt masked_fill max max_pool2d maximum mean meshgrid min minimum mish mul mul_ ne neg new_zeros
+    nonzero norm ones ones_like pad pixel_shuffle pixel_unshuffle pow rand reciprocal
+    reflection_pad2d relu6 relu_ remainder repeat roll rsqrt rsub scatter scatter_ sigmoid
+    sigmoid_ sign silu silu_ sin softmax sort sqrt stack sub sub_ sum tanh topk tril triu type_as
+    unfold unsqueeze_ upsample_linear1d var_mean where zeros zeros_like
+    """.split()
 )
 PRODUCTS = frozenset(
-    "conv linear matmul bmm addmm baddbmm einsum mv dot scaled_dot_product_attention deform_conv2d".split()
+    """
+    conv linear matmul bmm addmm baddbmm einsum mv dot scaled_dot_product_attention deform_conv2d
+    """.split()
 )
 DISAGREE = 0.02
 

@@ -2,10 +2,10 @@
 
 `weights_mib`: parameters and buffers. `peak_allocated_mib`: the most bytes of tensors alive at once
 during the step, weights and input included: on CUDA the caching allocator's figure, on the CPU
-the sum of the allocator's events. `peak_reserved_mib`: what the caching allocator had taken from the
-device (CUDA). `process_memory_mib`: what the driver counts for the process, the CUDA context
-included. `rss_peak_mib`: peak resident memory of the worker process during the step (Linux), torch
-itself included.
+the sum of the allocator's events. `peak_reserved_mib`: what that allocator had taken from the
+device (CUDA). `process_memory_mib`: what the driver counts for the process, CUDA's context
+included. `rss_peak_mib`: peak resident memory of the worker process during the step (Linux), with
+torch itself.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ PAGE = """\
 <thead><tr>{% for title in titles %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for failed, row in rows -%}
-<tr{% if failed %} class="failed"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr{% if failed %} class="failed"{% endif %}>
+{%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor -%}
 </tbody>
 </table></div>
@@ -45,7 +46,8 @@ PAGE = """\
 memory of tensors alive at once, weights and input included.</p>
 <h2>Environment</h2>
 <div class="wide"><table class="raw">
-{% for name, value in environment %}<tr><th scope="row">{{ name }}</th><td class="text">{{ value }}</td></tr>
+{% for name, value in environment -%}
+<tr><th scope="row">{{ name }}</th><td class="text">{{ value }}</td></tr>
 {% endfor %}</table></div>
 <h2>All columns</h2>
 <div class="wide"><table class="raw">

@@ -68,8 +68,7 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
             "No verdict: one process pair (--quick), so the interval leaves out what differs "
             "from process to process."
         )
-    for line in dict.fromkeys(conditions(record) for record in records):
-        yield line
+    yield from dict.fromkeys(conditions(record) for record in records)
 
 
 def conditions(record: Record) -> str:

@@ -120,7 +120,9 @@ def slow_deformable_attention(module, x):
                         else:
                             here = torch.tensor([2 * (qy + 0.5) / h - 1, 2 * (qx + 0.5) / w - 1])
                         bias = [
-                            bilinear(module.rpe_table[a : a + 1], *((here - pos_yx[n, group, i, j]) / 2))
+                            bilinear(
+                                module.rpe_table[a : a + 1], *((here - pos_yx[n, group, i, j]) / 2)
+                            )
                             for i, j in points
                         ]
                         scores = scores + torch.cat(bias)
@@ -168,6 +170,16 @@ def test_offsets_move_y_by_their_first_channel(fill):
     moved = (pos_yx - reference_yx).abs().amax((0, 1, 2, 3))
     assert moved[0] > 0.1
     assert moved[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deformable_attention_in_half_types_is_near_float32(fill, noise, dtype):
+    options = {"heads": 4, "groups": 2, "position": "table", "table_size": (14, 14)}
+    module = fill(zoo.create_block("dat", channels=32, **options))
+    x = noise("half", 1, 32, 14, 14).contiguous(memory_format=torch.channels_last)
+    expected = module(x)
+    error = (module.to(dtype)(x.to(dtype)).float() - expected).abs().max()
+    assert error < 0.1 * expected.abs().max()  # NaN would fail too
 
 
 def test_sra_without_reduction_is_plain_attention(fill, noise):

@@ -20,7 +20,10 @@ from zoo.names import parse_name
         ("yolov8n+dat", "yolov8n+dat"),
         ("yolov8n+dat@p5", "yolov8n+dat"),
         ("yolov8[num_classes=3]+dat[stride=2]", "yolov8n[num_classes=3]+dat[stride=2]"),
-        ("block:dat[table_size=(4, 6),position=table]", "block:dat[position=table,table_size=(4, 6)]"),
+        (
+            "block:dat[table_size=(4, 6),position=table]",
+            "block:dat[position=table,table_size=(4, 6)]",
+        ),
     ],
 )
 def test_names_have_one_canonical_form(typed, canonical):
@@ -29,7 +32,9 @@ def test_names_have_one_canonical_form(typed, canonical):
 
 
 def test_options_are_python_values_and_words():
-    options = parse_name("block:dat[stride=2,offset_range=-1.5,position=table,table_size=(4,6)]").options
+    options = parse_name(
+        "block:dat[stride=2,offset_range=-1.5,position=table,table_size=(4,6)]"
+    ).options
     assert options == {"stride": 2, "offset_range": -1.5, "position": "table", "table_size": (4, 6)}
     assert parse_name("block:dat[position=none]").options == {"position": None}
 
@@ -61,7 +66,13 @@ def test_mistakes_say_what_would_work(typed, message):
 
 @pytest.mark.parametrize(
     ("name", "smallest"),
-    [("yolov8n", 32), ("yolov8n+dat", 64), ("yolov8n+dat[stride=2]", 96), ("dat", 224), ("block:dat", 2)],
+    [
+        ("yolov8n", 32),
+        ("yolov8n+dat", 64),
+        ("yolov8n+dat[stride=2]", 96),
+        ("dat", 224),
+        ("block:dat", 2),
+    ],
 )
 def test_the_smallest_input_works_and_one_below_is_refused(name, smallest):
     named = parse_name(name)

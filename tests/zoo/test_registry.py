@@ -29,7 +29,15 @@ def package(tmp_path, monkeypatch):
     return make
 
 
-TOY = 'raise RuntimeError("imported")\n@thing("toy", aliases=("t",))\ndef toy(*, a=1, b=2):\n    """A toy.\n\n    More."""\n'
+TOY = """\
+raise RuntimeError("imported")
+@thing("toy", aliases=("t",))
+def toy(*, a=1, b=2):
+    '''A toy.
+
+    More.
+    '''
+"""
 
 
 def test_specs_are_read_without_importing(package):
@@ -44,7 +52,7 @@ def test_specs_are_read_without_importing(package):
 
 def test_a_name_given_twice_is_refused(package):
     registry = package({"a.py": TOY, "b.py": TOY})
-    with pytest.raises(ValueError, match="'toy' is registered twice, again in .*b.py"):
+    with pytest.raises(ValueError, match=r"'toy' is registered twice, again in .*b\.py"):
         list(registry)
 
 
@@ -72,7 +80,7 @@ def test_code_outside_the_package_registers_by_decorating(package):
 
     assert registry["m"].load() is Mine
     assert registry["mine"].options == ("heads",)
-    with pytest.raises(ValueError, match="'toy' of .* is already registered by shelf.a"):
+    with pytest.raises(ValueError, match=r"'toy' of .* is already registered by shelf.a"):
         registry.register("toy")(lambda: None)
 
 

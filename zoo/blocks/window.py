@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import init_linear
+from zoo.layers import init_linear, sides
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -101,9 +101,7 @@ class ShiftedWindowAttention(WindowAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
-        super().__init__(
-            dim, heads=heads, window=window, attn_drop=attn_drop, proj_drop=proj_drop
-        )
+        super().__init__(dim, heads=heads, window=window, attn_drop=attn_drop, proj_drop=proj_drop)
         self.shift = -(-window // 2) if shift is None else shift
         if not 0 < self.shift < window:
             raise ZooError(f"shift={self.shift} is not between 0 and window={window}")
@@ -171,7 +169,7 @@ def shift_window_attention(
     proj_drop: float = 0.0,
 ) -> ShiftedWindowAttention:
     """Build the module whose state dict the official `ShiftWindowAttention` has."""
-    size = (fmap_size, fmap_size) if isinstance(fmap_size, int) else tuple(fmap_size)
+    size = sides(fmap_size)
     return ShiftedWindowAttention(
         dim,
         heads=heads,

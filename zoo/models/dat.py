@@ -13,7 +13,7 @@ from einops import rearrange
 from timm.layers import DropPath
 from torch import nn
 
-from zoo.blocks.deformable import DeformableAttention, dattention_v1
+from zoo.blocks.deformable import dattention_v1
 from zoo.blocks.window import ShiftedWindowAttention, WindowAttention
 from zoo.layers import ChannelNorm, init_linear, sides
 from zoo.reference import reference
@@ -116,6 +116,7 @@ class DAT(nn.Module):
             shifted = functools.partial(
                 ShiftedWindowAttention, **window.keywords, map_size=(rows, columns)
             )
+            build: dict[str, Callable[[], nn.Module]]
             build = {"L": window, "S": functools.partial(shifted, dim), "D": deformable}
             if len(stage_spec[i]) != depths[i] or not set(stage_spec[i]) <= set(build):
                 raise ZooError(
@@ -239,7 +240,7 @@ def dat_v1(
     del sr_ratios, ns_per_pts  # the official code never reads them
     takes = inspect.signature(DAT).parameters
     if unknown := sorted(options.keys() - takes.keys()):
-        raise ZooError(f"DAT (v1): no support for {', '.join(unknown)}; it takes: {', '.join(takes)}")
+        raise ZooError(f"DAT (v1) takes no {', '.join(unknown)}; it takes: {', '.join(takes)}")
     return DAT(**options)
 
 

@@ -33,7 +33,7 @@ class PVT(nn.Module):
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the MLPs of each stage, in units of its channels.
         reductions: side of the patches that become one key, for each stage.
-        img_size: side of the input in pixels, or (h, w), for which the position embeddings are made.
+        img_size: side of the input in pixels, or (h, w), for which the embeddings are made.
         num_classes: width of the classifier.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
     Shape: (b, 3, h, w) to (b, num_classes)
@@ -148,9 +148,7 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-def resized(
-    position: torch.Tensor, built: tuple[int, int], size: tuple[int, int]
-) -> torch.Tensor:
+def resized(position: torch.Tensor, built: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """Resize a position embedding (1, tokens, c) to another map; a class token's entry stays."""
     if built == size:
         return position

@@ -1,0 +1,66 @@
+"""What only a CUDA device can show; `tox -e gpu` runs these alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from datbench.device import count_cuda_devices, open_device
+from datbench.plan import make_plan
+from datbench.trial import build_trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def device():
+    return open_device("cuda:0", threads=1)
+
+
+def test_the_driver_and_torch_count_alike():
+    assert count_cuda_devices() == torch.cuda.device_count()
+
+
+def test_events_time_the_device_and_not_the_launch(device):
+    cycles = 20_000_000
+    long = device.time(lambda: torch.cuda._sleep(2 * cycles), 5)
+    short = device.time(lambda: torch.cuda._sleep(cycles), 5)
+    for a, b in zip(long.latency_ms, short.latency_ms, strict=True):
+        assert a == pytest.approx(2 * b, rel=0.1)
+    assert sorted(long.host_ms)[2] < sorted(long.latency_ms)[2] / 10
+
+
+def test_memory_is_the_allocators_own_figure(device):
+    resident = torch.zeros(2**20, device="cuda")
+    before = torch.cuda.memory_allocated()
+    step = lambda: torch.zeros(2**22, device="cuda")  # noqa: E731 - a step is a callable
+    found = {m.name: m.value for m in device.memory(step, [resident])}
+    assert found["peak_allocated_mib"] * 2**20 == before + 2**24
+    assert found["peak_reserved_mib"] >= found["peak_allocated_mib"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"amp": True}, {"dtype": "bfloat16"}, {"channels_last": True}]
+)
+@pytest.mark.parametrize("name", ["dat", "swin", "pvt", "yolov8n+dat"])
+def test_every_model_gives_finite_numbers(name, options):
+    trial = build_trial(make_plan([name], device="cuda", batch_size=2, **options).cases[0])
+    assert trial.inputs.is_cuda
+
+
+def test_a_comparison_fills_the_columns_of_a_gpu(tmp_path):
+    command = [sys.executable, "-m", "datbench", "compare", "--models", "dat", "swin", "--quick"]
+    command += ["--device", "cuda", "--output", "a.csv"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    frame = pd.read_csv(tmp_path / "a.csv")
+    for column in ("host_ms_median", "peak_reserved_mib", "cuda", "cudnn", "driver"):
+        assert frame[column].notna().all(), column
+    assert (frame["device"] == "cuda:0").all()

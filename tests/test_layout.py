@@ -1,0 +1,76 @@
+"""The arrows of the design, and a README that tells the truth."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import rich_click as click
+
+from datbench.cli import cli
+from zoo.names import parse_name
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", sources("zoo"), ids=str)
+def test_the_zoo_never_imports_datbench(path):
+    assert "datbench" not in imported(path)
+
+
+def test_only_one_file_of_datbench_speaks_of_cuda():
+    def speaks(path: Path) -> bool:
+        calls = re.findall(r"torch\.cuda|backends\.cuda\b|\.synchronize\(", path.read_text())
+        return bool(calls)
+
+    assert [path.name for path in sources("datbench") if speaks(path)] == ["device.py"]
+
+
+def commands() -> list[str]:
+    """Lines of the README's code blocks that call datbench."""
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", README, re.S)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"&&|\||>", line)]
+    return [part for part in parts if part.startswith("datbench ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_can_be_parsed(command):
+    words = shlex.split(command, comments=True)[1:]
+    context = click.Context(cli, info_name="datbench")
+    _, found, rest = cli.resolve_command(context, words)
+    made = found.make_context(found.name, list(rest), parent=context, resilient_parsing=False)
+    for model in made.params.get("models") or ():
+        parse_name(model)
+
+
+def test_the_readme_names_every_command_and_the_two_that_do_everything():
+    for name in cli.commands:
+        assert f"datbench {name}" in README
+    assert "pip install . && datbench compare --models dat swin" in README
+    assert "pip install tox && tox" in README
+
+
+def test_the_readme_names_every_option_of_a_comparison():
+    options = {name for p in cli.commands["compare"].params for name in p.opts}
+    missing = [name for name in options if name.startswith("--") and f"`{name}" not in README]
+    assert missing == []
