@@ -97,7 +97,8 @@ def test_options_reach_the_measuring(call, monkeypatch):
     monkeypatch.setattr("datbench.cli._measure", lambda *args, **options: seen.update(options))
     options = (
         "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last "
-        "--threads 1 --seed 9 --image noise --output a.csv --output b.html --format json --baseline swin"
+        "--threads 1 --seed 9 --image noise --output a.csv --output b.html --format json "
+        "--baseline swin"
     )
     assert call("compare", "--models", "dat", "swin", *options.split()).exit_code == 0
     assert seen["batch_size"] == 4
