@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
 import functools
-import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.shell_completion import CompletionItem
 
+from datbench import catalogue
 from datbench.api import choose_protocol, profile_protocol
 from datbench.errors import UserError
-from zoo import ZooError
-from zoo.registry import Spec
-from zoo.spec import BLOCKS, MODELS, ModelSpec
+from zoo import ZooError, list_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,10 +87,7 @@ def complete_model(ctx: Any, param: Any, incomplete: str) -> list[CompletionItem
     """Suggest models, blocks alone, and blocks plugged into a detector."""
     del ctx, param
     base, plus, _ = incomplete.partition("+")
-    if plus:
-        names = [f"{base}+{block}" for block in BLOCKS]
-    else:
-        names = [*MODELS, *(f"block:{block}" for block in BLOCKS)]
+    names = [f"{base}+{block}" for block in list_blocks()] if plus else catalogue.names()
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -204,17 +196,13 @@ def cli() -> None:
 @FORMAT
 def list_(pattern: str, form: str) -> None:
     """List models and blocks that match PATTERN, with published figures."""
-    import fnmatch
-
-    specs: list[Spec] = [*MODELS.values(), *BLOCKS.values()]
-    rows = [
-        row
-        for row in map(_facts, specs)
-        if any(fnmatch.fnmatch(name, pattern) for name in (row["model"], *row["aliases"].split()))
-    ]
+    rows = catalogue.rows(pattern)
     if not rows:
         raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
-    _print_rows(rows, form)
+    if form == "table":
+        _stdout().print(catalogue.show(rows))
+    else:
+        click.echo(catalogue.render(rows, form), nl=False)
 
 
 @cli.command(cls=Variadic)
@@ -341,61 +329,16 @@ def _print_records(records: Sequence[Record], form: str) -> None:
         return
     from datbench.reports.txt import show
 
-    _stdout().print(show(records))
+    console = _stdout()
+    console.print(show(records, console.width))
 
 
 def _stdout() -> Console:
-    """A console as wide as the terminal; 160 columns where there is none."""
+    """A console as wide as the terminal; 120 columns where there is none."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _print_rows(rows: Sequence[dict[str, Any]], form: str) -> None:
-    if form == "json":
-        click.echo(json.dumps(rows, indent=2))
-        return
-    if form == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        click.echo(text.getvalue(), nl=False)
-        return
-    from rich.table import Table
-
-    from datbench.reports.txt import rounded, scaled
-
-    table = Table()
-    for title in ("model", "short", "input", "params M", "GMACs", "top-1 %", "what it is"):
-        table.add_column(title, overflow="fold", no_wrap=title == "model")
-    for row in rows:
-        numbers = (scaled(row["params"], 1e6), scaled(row["published_macs"], 1e9))
-        top1 = rounded(row["published_top1"])
-        size = "" if row["img_size"] is None else str(row["img_size"])
-        table.add_row(row["model"], row["aliases"], size, *numbers, top1, row["summary"])
-    console = _stdout()
-    console.print(table)
-    console.print("GMACs and top-1 are published figures; --format csv and json name the sources.")
-
-
-def _facts(spec: Spec) -> dict[str, Any]:
-    """Return what `list` shows of a model or a block."""
-    facts: dict[str, Any] = dataclasses.asdict(spec)
-    is_model = isinstance(spec, ModelSpec)
-    return {
-        "model": spec.name if is_model else f"block:{spec.name}",
-        "aliases": " ".join(spec.aliases),
-        "family": facts.get("family", "block"),
-        "img_size": facts.get("img_size"),
-        "params": facts.get("params"),
-        "published_macs": facts.get("published_macs"),
-        "published_top1": facts.get("published_top1"),
-        "summary": spec.summary,
-        "source": facts["source"],
-        "published_source": facts.get("published_source", ""),
-    }
+    return console if console.is_terminal else Console(width=120)
 
 
 def _write(records: Sequence[Record], outputs: Sequence[Path]) -> None:

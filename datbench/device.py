@@ -97,7 +97,9 @@ def open_device(name: str, threads: int) -> Device:
     import torch
 
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest")  # float32 means float32, not TF32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     return CpuDevice() if name == "cpu" else CudaDevice(name)
 
 
@@ -142,9 +144,6 @@ class CudaDevice:
         self.name = name
         self._torch = torch
         torch.cuda.set_device(name)
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
         self._events: list[tuple[Any, Any]] = []
 
     def time(self, step: Step, iterations: int) -> Timing:

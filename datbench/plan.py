@@ -57,19 +57,6 @@ class Case:
         return spec.task if isinstance(spec, ModelSpec) else "block"
 
     @property
-    def family(self) -> str:
-        """Family of the model; a plugged block is named too."""
-        named = self.named
-        family = named.spec.family if isinstance(named.spec, ModelSpec) else "block"
-        return f"{family}+{named.block.name}" if named.block else family
-
-    @property
-    def source(self) -> str:
-        """Where the architecture comes from."""
-        named = self.named
-        return f"{named.spec.source}; {named.block.source}" if named.block else named.spec.source
-
-    @property
     def modules(self) -> list[str]:
         """Modules that building the model imports."""
         specs = (self.named.spec, self.named.block)

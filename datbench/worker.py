@@ -67,11 +67,11 @@ class Answers:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        self._trial: Trial | None = None
+        self._trial: Trial  # from `build` on
+        gc.disable()
 
     def build(self) -> None:
         """Build the trial; whatever is wrong with the model shows here."""
-        gc.disable()
         self._trial = build_trial(self._case)
         gc.collect()
 
@@ -93,17 +93,14 @@ class Answers:
 
     def metrics(self) -> list[Measurement]:
         """Return everything that is not timed."""
-        assert self._trial is not None  # noqa: S101 - `build` comes first
         specs = sorted(METRICS.values(), key=lambda spec: spec.order)
         return [found for spec in specs for found in spec.load()(self._trial)]
 
     def warm_up(self, most_s: float) -> Warmup:
         """Run until the times are steady, but not for longer than `most_s` seconds."""
-        assert self._trial is not None  # noqa: S101 - `build` comes first
         return warm_up(self._trial, most_s)
 
     def slot(self, iterations: int) -> tuple[list[float], list[float] | None]:
         """Time a slot."""
-        assert self._trial is not None  # noqa: S101 - `build` comes first
         timing = time_slot(self._trial, iterations)
         return timing.latency_ms, timing.host_ms

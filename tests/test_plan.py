@@ -21,7 +21,7 @@ def test_defaults_are_each_models_own():
     assert plan.baseline == "dat_tiny"
     assert plan.cases[0].workload.threads >= 1
     assert [case.task for case in plan.cases] == ["classify", "detect", "classify"]
-    assert plan.cases[1].family == "yolov8+dat"
+    assert plan.cases[1].named.family == "yolov8+dat"
 
 
 def test_a_model_given_twice_gets_a_number():

@@ -18,8 +18,17 @@ DERIVED = ("relative_position_index", "attn_mask", "q_grid", "reference")
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match a shell pattern, `+block` forms of detectors left out."""
-    return fnmatch.filter(MODELS, pattern)
+    """Names of the models that match a shell pattern.
+
+    A detector is listed with each block that takes maps of any size too; options and placements
+    are left out, and other blocks can be plugged in where their sizes fit.
+    """
+    names = []
+    for name, spec in MODELS.items():
+        names.append(name)
+        if spec.task == "detect":
+            names += [f"{name}+{block}" for block, found in BLOCKS.items() if found.any_size]
+    return fnmatch.filter(names, pattern)
 
 
 def list_blocks(pattern: str = "*") -> list[str]:

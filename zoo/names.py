@@ -53,6 +53,24 @@ class Named:
         return f"{text}+{self.block.name}{_brackets(self.block_options)}{placement}"
 
     @property
+    def family(self) -> str:
+        """Family of the model, with the block plugged in; "block" for a block alone."""
+        family = self.spec.family if isinstance(self.spec, ModelSpec) else "block"
+        return f"{family}+{self.block.name}" if self.block else family
+
+    @property
+    def source(self) -> str:
+        """Where the architecture comes from."""
+        return f"{self.spec.source}; {self.block.source}" if self.block else self.spec.source
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        if self.block is None:
+            return self.spec.summary
+        return f"{self.spec.summary.rstrip('.')}, {self.block.name} {PLACEMENTS[self.placement]}."
+
+    @property
     def minimum(self) -> int:
         """Smallest side of the input in pixels."""
         if self.block is None:

@@ -51,10 +51,12 @@ class BlockSpec(Spec):
     Args:
         source: where it comes from, and its licence.
         minimum: smallest side of the feature map.
+        any_size: whether every map from `minimum` up works.
     """
 
     source: str
     minimum: int = 1
+    any_size: bool = True
 
 
 def check_sides(name: str, height: int, width: int, minimum: int, multiple: int = 1) -> None:

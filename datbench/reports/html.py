@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from datbench.records import COLUMNS, Record
 from datbench.reports import report
-from datbench.reports.txt import cells, conditions, notes
+from datbench.reports.txt import notes, tabulate
 
 PAGE = """\
 <!doctype html>
@@ -46,7 +47,7 @@ PAGE = """\
 memory of tensors alive at once, weights and input included.</p>
 <h2>Environment</h2>
 <div class="wide"><table class="raw">
-{% for name, value in environment -%}
+{% for name, value in environment if value -%}
 <tr><th scope="row">{{ name }}</th><td class="text">{{ value }}</td></tr>
 {% endfor %}</table></div>
 <h2>All columns</h2>
@@ -69,17 +70,24 @@ def html(records: Sequence[Record]) -> str:
     import jinja2
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    baselines = {r.comparison.baseline for r in records if r.comparison}
-    titles = ["model", "input", "params M", "GMACs", "latency ms", "img/s", "peak MiB"]
-    if baselines:
-        titles.append(f"time against {', '.join(sorted(baselines))}")
+    titles, rows = tabulate(records)
     environments = [dataclasses.asdict(r.environment) for r in records if r.environment]
     return template.from_string(PAGE).render(
         runs=", ".join(dict.fromkeys(r.run_id for r in records)),
         titles=[*titles, "flags"],
-        rows=[(record.error, list(cells(record, baselines))) for record in records],
-        notes=[*notes(records)] or [conditions(r) for r in records[:1]],
-        environment=[*environments[0].items()] if environments else [],
+        rows=[
+            (record.error, [*row, " ".join(record.flags)])
+            for record, row in zip(records, rows, strict=True)
+        ],
+        notes=list(notes(records)),
+        environment=[(k, _flat(v)) for k, v in environments[0].items()] if environments else [],
         columns=COLUMNS,
         raw=[["" if v is None else v for v in record.row().values()] for record in records],
     )
+
+
+def _flat(value: Any) -> str:
+    """Write a dictionary as words, None as nothing."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+    return "" if value is None else str(value)

@@ -4,56 +4,83 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from datbench.records import Comparison, Record
 from datbench.reports import report
+
+ROOMY = 100  # columns from which a comparison stands on one line
 
 
 @report("txt")
 def txt(records: Sequence[Record]) -> str:
     """Plain text, the table that the terminal shows."""
     file = io.StringIO()
-    Console(file=file, width=160, no_color=True).print(show(records))
+    Console(file=file, width=120, no_color=True).print(show(records))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def show(records: Sequence[Record]) -> RenderableType:
-    """Lay out a table with its notes."""
-    table = Table()
+def show(records: Sequence[Record], width: int = 120) -> RenderableType:
+    """Lay out a table with its notes; it fits 80 columns."""
+    titles, rows = tabulate(records)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for title in titles:
+        wraps = title == "model" or title.startswith("time")
+        table.add_column(
+            Text(title),
+            justify="left" if wraps else "right",
+            overflow="fold",
+            no_wrap=not wraps,
+            min_width=13 if title.startswith("time") else None,
+        )
+    for record, row in zip(records, rows, strict=True):
+        name = Text(row[0])
+        name.append("".join(f"\n  {flag}" for flag in record.flags), "yellow")
+        if record.comparison and width < ROOMY:
+            row[-1] = row[-1].replace(" [", "\n[")
+        table.add_row(name, *map(Text, row[1:]), style="red" if record.error else "")
+    return Group(table, "", *map(Text, notes(records)))
+
+
+def tabulate(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the rounded cells of each record; flags are left to the caller."""
+    columns: dict[str, Callable[[Record], str]] = {
+        "model": lambda r: r.model,
+        "input": shape,
+        "params\nM": lambda r: scaled(r.values.get("params"), 1e6),
+        "GMACs": lambda r: scaled(r.values.get("macs"), 1e9),
+        "latency\nms [95 %]": latency,
+        "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
+        "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
+    }
+    if len({shape(record) for record in records}) == 1:
+        del columns["input"]
     baselines = {r.comparison.baseline for r in records if r.comparison}
-    table.add_column("model", overflow="fold")
-    for title in ("input", "params M", "GMACs", "latency ms [95 %]", "img/s", "peak MiB"):
-        table.add_column(title, justify="right", no_wrap=title != "latency ms [95 %]")
     if baselines:
-        table.add_column(f"time against {escape(', '.join(sorted(baselines)))}", overflow="fold")
-    table.add_column("flags", overflow="fold")
-    for record in records:
-        table.add_row(*(escape(cell) for cell in cells(record, baselines)))
-    return Group(table, *(escape(line) for line in notes(records)))
+        columns[f"time against\n{', '.join(sorted(baselines))}"] = lambda r: (
+            told(r.comparison) if r.comparison else "baseline" if r.model in baselines else ""
+        )
+    return list(columns), [[cell(record) for cell in columns.values()] for record in records]
 
 
-def cells(record: Record, baselines: set[str]) -> Iterator[str]:
-    """Yield the cells of a row."""
-    values = record.values
+def shape(record: Record) -> str:
+    """Say what one input is: the side of an image, or the shape of a feature map."""
     channels, h, w = record.workload.input_shape
-    yield record.model
-    yield f"{record.workload.batch_size}x{channels}x{h}x{w}"
-    yield scaled(values.get("params"), 1e6)
-    yield scaled(values.get("macs"), 1e9)
+    return str(record.workload.img_size) if channels == 3 else f"{channels}x{h}x{w}"
+
+
+def latency(record: Record) -> str:
+    """Write the median latency with its interval."""
+    if record.error:
+        return "failed"
+    values = record.values
     interval = between(values.get("latency_ms_lo"), values.get("latency_ms_hi"))
-    latency = f"{rounded(values.get('latency_ms_median'))}{interval}"
-    yield "failed" if record.error else latency
-    yield rounded(values.get("throughput_img_s"))
-    yield rounded(values.get("peak_allocated_mib"))
-    if baselines:
-        own = "baseline" if record.model in baselines else ""
-        yield told(record.comparison) if record.comparison else own
-    yield " ".join(record.flags)
+    return f"{rounded(values.get('latency_ms_median'))}{interval}"
 
 
 def notes(records: Sequence[Record]) -> Iterator[str]:
@@ -65,8 +92,8 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
             yield f"{record.model}: {warning}"
     if any(r.comparison and r.comparison.verdict is None for r in records):
         yield (
-            "No verdict: one process pair (--quick), so the interval leaves out what differs "
-            "from process to process."
+            "No verdict: one process pair, so the interval leaves out what differs from process "
+            "to process."
         )
     yield from dict.fromkeys(conditions(record) for record in records)
 
@@ -77,8 +104,8 @@ def conditions(record: Record) -> str:
     where = environment.device_name if environment else work.device
     versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
     return (
-        f"{work.device} ({where}), {work.threads} threads, {row['dtype']}, {row['runtime']}, "
-        f"input: {work.image}; {versions}; run {record.run_id}"
+        f"{work.device} ({where}), {work.threads} threads, {row['dtype']}, {row['runtime']}, batch "
+        f"{work.batch_size} of {work.image} {shape(record)}; {versions}; run {record.run_id}"
     )
 
 

@@ -12,7 +12,7 @@ from zoo.registry import ZooError
 from zoo.spec import block
 
 
-@block("sra", source="PVT, arXiv 2102.12122")
+@block("sra", source="PVT, arXiv 2102.12122", minimum=2)
 class SpatialReductionAttention(nn.Module):
     """Multi-head attention whose keys and values come from a map shrunk `reduction` times.
 

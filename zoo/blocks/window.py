@@ -12,7 +12,11 @@ from zoo.registry import ZooError
 from zoo.spec import block
 
 
-@block("window", source="DAT, arXiv 2201.00520, after Swin, arXiv 2103.14030")
+@block(
+    "window",
+    source="DAT, arXiv 2201.00520, after Swin, arXiv 2103.14030",
+    any_size=False,
+)
 class WindowAttention(nn.Module):
     """Multi-head attention inside `window` x `window` pixel windows.
 
@@ -71,7 +75,11 @@ class WindowAttention(nn.Module):
         return self.proj_drop(out)
 
 
-@block("shifted_window", source="DAT, arXiv 2201.00520, after Swin, arXiv 2103.14030")
+@block(
+    "shifted_window",
+    source="DAT, arXiv 2201.00520, after Swin, arXiv 2103.14030",
+    any_size=False,
+)
 class ShiftedWindowAttention(WindowAttention):
     """Window attention on a map rolled by `shift` pixels, wrapped regions kept apart.
 

@@ -1,0 +1,86 @@
+"""What is in the zoo, with published figures; nothing is built and torch is not imported."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fnmatch
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from zoo import list_blocks, list_models
+from zoo.names import parse_name
+from zoo.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Facts of a model that say nothing of it once a block is plugged in.
+OF_THE_PLAIN_MODEL = ("params", "published_macs", "published_top1", "published_source")
+
+
+def names() -> list[str]:
+    """Names of all models and of all blocks alone."""
+    return [*list_models(), *(f"block:{block}" for block in list_blocks())]
+
+
+def rows(pattern: str = "*") -> list[dict[str, Any]]:
+    """Facts of what matches a shell pattern by its name or short name."""
+    found = map(facts, names())
+    return [r for r in found if fnmatch.filter([r["model"], *r["aliases"].split()], pattern)]
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Facts of a model or a block; None where there are none."""
+    named = parse_name(name)
+    known = dataclasses.asdict(named.spec) if isinstance(named.spec, ModelSpec) else {}
+    if named.block is not None:
+        known = {k: v for k, v in known.items() if k not in OF_THE_PLAIN_MODEL}
+    return {
+        "model": name,
+        "aliases": "" if named.block else " ".join(named.spec.aliases),
+        "family": named.family,
+        "img_size": known.get("img_size"),
+        **{column: known.get(column) for column in OF_THE_PLAIN_MODEL[:3]},
+        "summary": named.summary,
+        "source": named.source,
+        "published_source": known.get("published_source"),
+    }
+
+
+def render(found: Sequence[dict[str, Any]], form: str) -> str:
+    """Write rows as "csv" or "json"."""
+    if form == "json":
+        return json.dumps(found, indent=2) + "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, found[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def show(found: Sequence[dict[str, Any]]) -> RenderableType:
+    """Lay rows out as a table for people."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from datbench.reports.txt import rounded, scaled
+
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=True
+    )
+    for title in ("model", "short", "input", "params\nM", "GMACs", "top-1\n%", "what it is"):
+        text, last = title in ("model", "short", "what it is"), title == "what it is"
+        justify: Literal["left", "right"] = "left" if text else "right"
+        table.add_column(title, justify=justify, no_wrap=True, ratio=1 if last else None)
+    for row in found:
+        size = "" if row["img_size"] is None else str(row["img_size"])
+        numbers = (scaled(row["params"], 1e6), scaled(row["published_macs"], 1e9))
+        top1 = rounded(row["published_top1"])
+        table.add_row(row["model"], row["aliases"], size, *numbers, top1, row["summary"])
+    note = "GMACs and top-1 as published; --format csv and json name the sources."
+    return Group(table, "", Text(note))
