@@ -1,0 +1,168 @@
+"""Devices: the driver probe, and the CUDA device against a scripted `torch.cuda`."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from datbench import device as module
+from datbench.device import CudaDevice, count_cuda_devices
+
+
+class FakeDriver:
+    def __init__(self, count, status=0):
+        self.count, self.status = count, status
+
+    def cuInit(self, flags):
+        return self.status
+
+    def cuDeviceGetCount(self, reference):
+        reference._obj.value = self.count
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("version", "driver", "expected"),
+    [
+        pytest.param("2.14.1", FakeDriver(2), 2, id="two devices"),
+        pytest.param("2.14.1", FakeDriver(0), 0, id="none visible"),
+        pytest.param("2.14.1", FakeDriver(2, status=100), 0, id="driver without a device"),
+        pytest.param("2.14.1", None, 0, id="no driver"),
+        pytest.param("2.14.1+cpu", FakeDriver(2), 0, id="torch without CUDA"),
+    ],
+)
+def test_devices_are_counted_without_torch(monkeypatch, version, driver, expected):
+    def load(name):
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr(module.importlib.metadata, "version", lambda _: version)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert count_cuda_devices() == expected
+
+
+class FakeCuda:
+    """Steps take 2 ms on the device and 0.5 ms to launch; an event may be read once it is over."""
+
+    def __init__(self):
+        self.now_ms = self.done_ms = 0.0
+        self.log = []
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = cuda.done_ms = max(cuda.done_ms, cuda.now_ms)
+
+            def elapsed_time(self, end):
+                assert cuda.now_ms >= end.at, "read before the device was done"
+                return end.at - self.at
+
+        self.Event = Event
+
+    def step(self):
+        self.now_ms += 0.5
+        self.done_ms = max(self.done_ms, self.now_ms) + 2.0
+
+    def synchronize(self):
+        self.log.append("synchronize")
+        self.now_ms = max(self.now_ms, self.done_ms)
+
+    def set_device(self, name):
+        self.log.append(name)
+
+    def reset_peak_memory_stats(self):
+        self.log.append("reset")
+
+    def max_memory_allocated(self):
+        return 3 * 2**20
+
+    def max_memory_reserved(self):
+        return 20 * 2**20
+
+    def is_available(self):
+        return False  # cuDNN's own check looks no further
+
+    def get_device_name(self):
+        return "Scripted GPU"
+
+    def get_device_properties(self, name):
+        return types.SimpleNamespace(uuid="0-1-2")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    monkeypatch.setattr(torch, "cuda", fake)
+    monkeypatch.setattr(module.time, "perf_counter_ns", lambda: fake.now_ms * 1e6)
+    return fake
+
+
+def test_events_time_the_device_with_one_synchronise_a_slot(cuda):
+    device = CudaDevice("cuda:1")
+    timing = device.time(cuda.step, 4)
+    assert timing.latency_ms == pytest.approx([2.5, 2.0, 2.0, 2.0])
+    assert timing.host_ms == pytest.approx([0.5] * 4)
+    assert cuda.log == ["cuda:1", "synchronize", "synchronize"]
+    assert device.time(cuda.step, 2).host_ms == pytest.approx([0.5] * 2)
+
+
+def test_a_missing_synchronise_is_caught(cuda, monkeypatch):
+    device = CudaDevice("cuda:0")
+    monkeypatch.setattr(cuda, "synchronize", lambda: None)
+    with pytest.raises(AssertionError, match="read before the device was done"):
+        device.time(cuda.step, 4)
+
+
+def test_memory_is_the_allocators_over_one_step(cuda, monkeypatch):
+    device = CudaDevice("cuda:0")
+    monkeypatch.setattr(device, "_nvml", lambda read: 512.0)
+    found = {m.name: m.value for m in device.memory(lambda: cuda.log.append("step"), [])}
+    assert found["peak_allocated_mib"] == 3
+    assert found["peak_reserved_mib"] == 20
+    assert found["process_memory_mib"] == 512.0
+    assert cuda.log[1:] == ["synchronize", "reset", "step", "synchronize"]
+
+
+def test_the_management_library_is_asked_by_uuid_and_may_be_absent(cuda, monkeypatch):
+    import pynvml
+
+    process = types.SimpleNamespace(pid=module.os.getpid(), usedGpuMemory=2**30)
+    other = types.SimpleNamespace(pid=1, usedGpuMemory=2**33)
+    asked = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda u: asked.append(u) or "handle")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: [other, process])
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "580.1")
+    device = CudaDevice("cuda:0")
+    found = {m.name: m.value for m in device.memory(lambda: None, [])}
+    assert found["process_memory_mib"] == 1024
+    assert asked == ["GPU-0-1-2"]
+    assert device.facts()["driver"] == "580.1"
+    assert device.facts()["device_name"] == "Scripted GPU"
+
+    def missing():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    assert device.facts()["driver"] is None
+
+
+def test_what_the_fork_server_imports_leaves_cuda_alone():
+    code = """
+import torch
+def touched(): raise AssertionError("CUDA was initialised before the fork")
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = touched
+import datbench.worker, zoo.models.dat, zoo.models.pvt, zoo.models.swin, zoo.models.yolo
+assert not torch.cuda.is_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
