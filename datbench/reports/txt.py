@@ -95,17 +95,19 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
             "No verdict: one process pair, so the interval leaves out what differs from process "
             "to process."
         )
-    yield from dict.fromkeys(conditions(record) for record in records)
+    one_shape = len({shape(record) for record in records}) == 1
+    yield from dict.fromkeys(conditions(record, one_shape) for record in records)
 
 
-def conditions(record: Record) -> str:
+def conditions(record: Record, with_shape: bool) -> str:
     """Say under what conditions a record was measured."""
     work, environment, row = record.workload, record.environment, record.row()
     where = environment.device_name if environment else work.device
     versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
+    size = f" {shape(record)}" if with_shape else ""
     return (
         f"{work.device} ({where}), {work.threads} threads, {row['dtype']}, {row['runtime']}, batch "
-        f"{work.batch_size} of {work.image} {shape(record)}; {versions}; run {record.run_id}"
+        f"{work.batch_size} of {work.image}{size}; {versions}; run {record.run_id}"
     )
 
 
