@@ -112,6 +112,20 @@ def test_a_script_without_a_main_guard_works(tmp_path):
     assert done.stdout == "block:window True None\n", done.stderr
 
 
+def test_what_a_worker_prints_stays_out_of_the_table():
+    code = """
+import multiprocessing, os
+from datbench.worker import serve
+ours, theirs = multiprocessing.Pipe()
+ours.close()  # the worker finds its pipe closed and returns
+serve(theirs, None)
+os.write(1, b"chatter")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    assert done.stderr.endswith("chatter")
+
+
 def started(folder, *arguments):
     """Start a comparison in a process group of its own, and wait for the first timed slot."""
     process = subprocess.Popen(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datbench.inputs import GREY, load_input, photographs
+from datbench.inputs import GREY, IMAGENET_MEAN, IMAGENET_STD, load_input, photographs
 from datbench.records import Workload
 
 
@@ -22,6 +22,26 @@ def test_the_default_is_a_real_photograph():
     assert not torch.equal(batch[0], batch[1])
     assert batch.std() > 0.5
     assert -2.2 < batch.min() < batch.max() < 2.7  # ImageNet's range
+
+
+def test_a_classifier_gets_the_photograph_normalised(tmp_path):
+    colour = (255, 128, 0)
+    Image.new("RGB", (7, 5), colour).save(tmp_path / "a.png")
+    x = load_input(make((3, 4, 6), image=str(tmp_path / "a.png")), "classify")[0]
+    expected = [
+        (value / 255 - mean) / std
+        for value, mean, std in zip(colour, IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    ]
+    torch.testing.assert_close(x, torch.tensor(expected)[:, None, None].expand(3, 4, 6))
+
+
+def test_a_classifier_gets_every_pixel_in_its_place(tmp_path):
+    image = Image.new("RGB", (6, 4))
+    image.putdata([(i * 10, 0, 0) for i in range(24)])
+    image.save(tmp_path / "a.png")
+    x = load_input(make((3, 4, 6), image=str(tmp_path / "a.png")), "classify")[0]
+    red = (x[0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
+    torch.testing.assert_close(red, torch.arange(24.0).reshape(4, 6) * 10, atol=1e-3, rtol=0)
 
 
 def test_a_detector_gets_the_photograph_letterboxed():

@@ -117,6 +117,20 @@ def test_what_fvcore_counts_as_zero_has_a_rule_in_both_counters(net, by_hand):
     assert unknown == {}
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_fast_path_of_transformer_layers_is_counted(layers):
+    n, c, hidden = 20, 16, 32
+    layer = nn.TransformerEncoderLayer(c, nhead=4, dim_feedforward=hidden, batch_first=True)
+    net = nn.TransformerEncoder(layer, layers)
+    products = layers * (n * c * 3 * c + 2 * n * n * c + n * c * c + 2 * n * c * hidden)
+    norms = layers * 2 * 5 * n * c
+    found, _, unknown = total(net, n, c)
+    assert found == products + norms
+    assert unknown == {}
+    assert second_opinion(net, torch.randn(1, n, c)) == products
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_the_metric_counts_one_image_and_doubles_for_flops():
     values, doubts = measured(nn.Conv2d(3, 8, 1), 3, 5, 5)
     assert values == {"macs": 600, "flops": 1200, "macs_second_opinion": 600}

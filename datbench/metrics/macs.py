@@ -14,6 +14,7 @@ are compared; more than 2 % apart flags `macs_disagree`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -40,7 +41,7 @@ NEGLIGIBLE = frozenset(
     nonzero norm ones ones_like pad pixel_shuffle pixel_unshuffle pow rand reciprocal
     reflection_pad2d relu6 relu_ remainder repeat roll rsqrt rsub scatter scatter_ sigmoid
     sigmoid_ sign silu silu_ sin softmax sort sqrt stack sub sub_ sum tanh topk tril triu type_as
-    unfold unsqueeze_ upsample_linear1d var_mean where zeros zeros_like
+    unflatten unfold unsqueeze_ upsample_linear1d var_mean where zeros zeros_like
     """.split()
 )
 PRODUCTS = frozenset(
@@ -92,7 +93,7 @@ def count(model: nn.Module, image: Tensor) -> tuple[Counter[str], Counter[str]]:
             "torchvision::deform_conv2d": _deform_conv2d,
         }
     )
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _without_fast_path():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every branch
         by_operator = analysis.by_operator()
         uncounted = analysis.unsupported_ops()
@@ -113,14 +114,23 @@ def second_opinion(model: nn.Module, image: Tensor) -> int:
     rules: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     if hasattr(torch.ops.torchvision, "deform_conv2d"):
         rules[torch.ops.torchvision.deform_conv2d] = deformable
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter sees nothing inside it
-    try:
-        with FlopCounterMode(display=False, custom_mapping=rules) as counter, torch.no_grad():
-            model(image)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    counter = FlopCounterMode(display=False, custom_mapping=rules)
+    with counter, torch.no_grad(), _without_fast_path():
+        model(image)
     return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Make MultiheadAttention and TransformerEncoderLayer call operators that can be counted."""
+    import torch
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _shape(value: Any) -> list[int]:
