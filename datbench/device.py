@@ -224,11 +224,21 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: affinity and physical cores, whichever is less."""
+    """Cores that this process may use: the least of affinity, physical cores and quota."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(allowed or 1, psutil.cpu_count(logical=False) or allowed or 1))
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = (affinity, psutil.cpu_count(logical=False), _cpu_quota())
+    return max(1, min(limit for limit in limits if limit) if any(limits) else 1)
+
+
+def _cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Cores that the container may keep busy, by cgroup version 2; None without a limit."""
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
 
 
 def _peak_allocation(step: Step) -> int:

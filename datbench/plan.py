@@ -231,8 +231,10 @@ def _sides(named: Named, img_size: int | None) -> tuple[int, int]:
         raise UserError(f"{named} has its own img_size; leave --img-size {img_size} out")
     assert isinstance(named.spec, ModelSpec)  # noqa: S101 - blocks have no size of their own
     size = img_size or own or named.spec.img_size
-    h, w = (size, size) if isinstance(size, int) else size
-    return h, w
+    match (size, size) if isinstance(size, int) else size:
+        case (int(h), int(w)):
+            return h, w
+    raise UserError(f"{named}: img_size is a side in pixels or (height, width); got {size!r}")
 
 
 def _labels(names: Sequence[str]) -> list[str]:

@@ -203,7 +203,7 @@ class _Run:
 
     def _comparison(self, arm: Arm) -> Comparison | None:
         pairs = [d for d in arm.differences if d]
-        if self.plan.baseline is None or not pairs:
+        if self.plan.baseline is None or arm.error is not None or not pairs:
             return None
         if len(pairs) > 1:
             mean, lo, hi = self._interval(arm)

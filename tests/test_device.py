@@ -156,6 +156,17 @@ def test_the_management_library_is_asked_by_uuid_and_may_be_absent(cuda, monkeyp
     assert device.facts()["driver"] is None
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000\n", 1), ("", None)],
+)
+def test_the_quota_of_a_container_is_read(tmp_path, content, expected):
+    file = tmp_path / "cpu.max"
+    file.write_text(content)
+    assert module._cpu_quota(file) == expected
+    assert module._cpu_quota(tmp_path / "none") is None
+
+
 def test_what_the_fork_server_imports_leaves_cuda_alone():
     code = """
 import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -110,6 +112,8 @@ def test_checkpoints_go_to_their_model(tmp_path):
         (["dat"], {"input_shape": "3x224x224", "img_size": 224}, "give one of them"),
         (["block:dat"], {}, "--input 256x20x20"),
         (["dat[img_size=448]"], {"img_size": 224}, "has its own img_size"),
+        (["dat[img_size=abc]"], {}, "img_size is a side in pixels or (height, width); got 'abc'"),
+        (["dat[img_size=(224, 1, 1)]"], {}, "img_size is a side in pixels"),
         (["dat", "swin"], {"baseline": "pvt"}, "baseline pvt is not among the models: dat_tiny"),
         (["dat", "swin"], {"checkpoints": ["x"]}, "which model"),
         (["dat"], {"checkpoints": ["x"]}, "is not a file"),
@@ -117,7 +121,7 @@ def test_checkpoints_go_to_their_model(tmp_path):
     ],
 )
 def test_mistakes_are_refused_in_one_line(models, options, message):
-    with pytest.raises((UserError, ZooError), match=message.replace("+", r"\+")) as caught:
+    with pytest.raises((UserError, ZooError), match=re.escape(message)) as caught:
         make_plan(models, **{"device": "cpu", **options})
     assert "\n" not in str(caught.value)
 

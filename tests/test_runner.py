@@ -144,6 +144,7 @@ def test_one_broken_model_does_not_stop_the_rest(measure, request_, works):
     pool = FakePool(steps, faults={("pvt_small", request_): works})
     records = measure(pool)
     assert records["pvt_small"].error == f"{request_} broke"
+    assert records["pvt_small"].comparison is None
     assert records["swin_tiny"].error is None
     assert records["swin_tiny"].comparison.verdict == "FASTER"
 
