@@ -41,8 +41,7 @@ def compare(
         UserError, ZooError: (ValueErrors) before anything is measured.
     """
     protocol = choose_protocol(quick, rigorous, budget)
-    plan = make_plan(models, command="compare", protocol=protocol, **options)
-    return run(plan, RunFolder.create(Path(results), plan.command), progress)
+    return measure("compare", models, protocol, Path(results), progress, **options)[1]
 
 
 def profile(
@@ -59,8 +58,21 @@ def profile(
     Arguments, result and errors are those of `compare`.
     """
     protocol = profile_protocol(rigorous, budget)
-    plan = make_plan(models, command="profile", protocol=protocol, **options)
-    return run(plan, RunFolder.create(Path(results), plan.command), progress)
+    return measure("profile", models, protocol, Path(results), progress, **options)[1]
+
+
+def measure(
+    command: str,
+    models: Sequence[str],
+    protocol: Protocol,
+    results: Path,
+    progress: Progress,
+    **options: Any,
+) -> tuple[RunFolder, list[Record]]:
+    """Plan, make the run's folder, and run; the folder comes back with the records."""
+    plan = make_plan(models, command=command, protocol=protocol, **options)
+    folder = RunFolder.create(results, command)
+    return folder, run(plan, folder, progress)
 
 
 def choose_protocol(quick: bool, rigorous: bool, budget: float | None) -> Protocol:

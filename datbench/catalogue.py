@@ -17,9 +17,6 @@ from zoo.spec import ModelSpec
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Facts of a model that say nothing of it once a block is plugged in.
-OF_THE_PLAIN_MODEL = ("params", "published_macs", "published_top1", "published_source")
-
 
 def names() -> list[str]:
     """Names of all models and of all blocks alone."""
@@ -36,17 +33,17 @@ def facts(name: str) -> dict[str, Any]:
     """Facts of a model or a block; None where there are none."""
     named = parse_name(name)
     known = dataclasses.asdict(named.spec) if isinstance(named.spec, ModelSpec) else {}
-    if named.block is not None:
-        known = {k: v for k, v in known.items() if k not in OF_THE_PLAIN_MODEL}
+    of_the_plain_model = {} if named.block else known
+    figures = ("params", "published_macs", "published_top1")
     return {
         "model": name,
         "aliases": "" if named.block else " ".join(named.spec.aliases),
         "family": named.family,
         "img_size": known.get("img_size"),
-        **{column: known.get(column) for column in OF_THE_PLAIN_MODEL[:3]},
+        **{column: of_the_plain_model.get(column) for column in figures},
         "summary": named.summary,
         "source": named.source,
-        "published_source": known.get("published_source"),
+        "published_source": of_the_plain_model.get("published_source"),
     }
 
 
@@ -63,16 +60,12 @@ def render(found: Sequence[dict[str, Any]], form: str) -> str:
 
 def show(found: Sequence[dict[str, Any]]) -> RenderableType:
     """Lay rows out as a table for people."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    from datbench.reports.txt import rounded, scaled
+    from datbench.reports.txt import plain_table, rounded, scaled
 
-    table = Table(
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=True
-    )
+    table = plain_table(expand=True)
     for title in ("model", "short", "input", "params\nM", "GMACs", "top-1\n%", "what it is"):
         text, last = title in ("model", "short", "what it is"), title == "what it is"
         justify: Literal["left", "right"] = "left" if text else "right"

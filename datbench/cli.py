@@ -13,7 +13,7 @@ import rich_click as click
 from click.shell_completion import CompletionItem
 
 from datbench import catalogue
-from datbench.api import choose_protocol, profile_protocol
+from datbench.api import choose_protocol, measure, profile_protocol
 from datbench.errors import UserError
 from zoo import ZooError, list_blocks
 
@@ -254,7 +254,7 @@ def export_report(
     from datbench.reports import check_output
     from datbench.store import RunFolder, latest_run
 
-    folder = latest_run(results) if run is None else _run_folder(run, results, RunFolder)
+    folder = latest_run(results) if run is None else RunFolder(_run_path(run, results))
     records = folder.records()
     if form is not None:
         _print_records(records, form)
@@ -265,10 +265,10 @@ def export_report(
     _write(records, outputs)
 
 
-def _run_folder(run: Path, results: Path, kind: Callable[[Path], Any]) -> Any:
+def _run_path(run: Path, results: Path) -> Path:
     for path in (run, results / run):
         if path.is_dir():
-            return kind(path)
+            return path
     raise UserError(f"no run folder {run}, nor {results / run}; `ls {results}` shows the runs")
 
 
@@ -283,17 +283,12 @@ def _measure(
     **options: Any,
 ) -> None:
     """Plan, run, show and write; exit with 1 if a model failed."""
-    from datbench.plan import make_plan
     from datbench.reports import check_output
-    from datbench.runner import run
-    from datbench.store import RunFolder
 
     for output in outputs:
         check_output(output)
-    plan = make_plan(models, command=command, protocol=protocol, **options)
-    folder = RunFolder.create(results, command)
     with _progress() as progress:
-        records = run(plan, folder, progress)
+        folder, records = measure(command, models, protocol, results, progress, **options)
     interrupted = any("interrupted" in record.flags for record in records)
     if interrupted and not any(record.measurements for record in records):
         raise click.Abort  # there is nothing to show
@@ -334,11 +329,13 @@ def _print_records(records: Sequence[Record], form: str) -> None:
 
 
 def _stdout() -> Console:
-    """A console as wide as the terminal; 120 columns where there is none."""
+    """A console as wide as the terminal, or as plain text is where there is none."""
     from rich.console import Console
 
+    from datbench.reports.txt import WIDTH
+
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _write(records: Sequence[Record], outputs: Sequence[Path]) -> None:

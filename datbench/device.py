@@ -125,10 +125,10 @@ class CpuDevice:
         """
         _reset_peak_rss()
         step()
-        rss = _peak_rss_bytes()
+        rss = _peak_rss()
         peak = _peak_allocation(step) + sum(t.nbytes for t in resident)
         yield Measurement("peak_allocated_mib", peak / MIB)
-        yield Measurement("rss_peak_mib", None if rss is None else rss / MIB)
+        yield Measurement("rss_peak_mib", rss / MIB)
 
     def facts(self) -> dict[str, Any]:
         """Return the processor's name."""
@@ -173,13 +173,13 @@ class CudaDevice:
         cuda = self._torch.cuda
         cuda.synchronize()
         cuda.reset_peak_memory_stats()
+        _reset_peak_rss()
         step()
         cuda.synchronize()
         yield Measurement("peak_allocated_mib", cuda.max_memory_allocated() / MIB)
         yield Measurement("peak_reserved_mib", cuda.max_memory_reserved() / MIB)
         yield Measurement("process_memory_mib", self._process_mib())
-        rss = _peak_rss_bytes()
-        yield Measurement("rss_peak_mib", None if rss is None else rss / MIB)
+        yield Measurement("rss_peak_mib", _peak_rss() / MIB)
 
     def facts(self) -> dict[str, Any]:
         """Return the names and versions of device, driver and libraries."""
@@ -280,8 +280,8 @@ def _reset_peak_rss() -> None:
         marks.write_text("5", encoding="ascii")
 
 
-def _peak_rss_bytes() -> int | None:
-    """Peak resident memory since `_reset_peak_rss`; since the start of the process elsewhere."""
+def _peak_rss() -> int:
+    """Peak resident memory in bytes since `_reset_peak_rss`; since the start elsewhere."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():

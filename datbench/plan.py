@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,7 +168,7 @@ def make_plan(
         dtype = "bfloat16" if where == "cpu" else "float16"
     labels = _labels([str(named) for named in names])
     weights = _checkpoints(checkpoints, models, labels)
-    image = image if image in ("photo", "noise") else os.path.abspath(image)  # noqa: PTH100 - str
+    image = image if image in ("photo", "noise") else str(Path(image).absolute())
     cases = tuple(
         Case(
             label,
@@ -192,6 +192,7 @@ def make_plan(
     return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of the packages that may change a figure."""
     found = {}

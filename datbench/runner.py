@@ -36,7 +36,7 @@ class Arm:
     """What is known of one case so far."""
 
     case: Case
-    environment: Environment | None = None
+    environment: Environment
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
     processes: list[Samples] = dataclasses.field(default_factory=list)
     differences: list[list[float]] = dataclasses.field(default_factory=list)
@@ -75,10 +75,12 @@ def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) 
 class _Run:
     def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
-        self.arms = [Arm(case) for case in plan.cases]
+        facts = _host_facts()
+        self.arms = [
+            Arm(case, Environment(**facts, threads=case.workload.threads)) for case in plan.cases
+        ]
         self.started = time.monotonic()
         self.interrupted = False
-        self.facts = _host_facts()
 
     @property
     def alive(self) -> list[Arm]:
@@ -103,14 +105,12 @@ class _Run:
         for arm in self.arms:
             if self.interrupted and arm.error is None:
                 arm.warnings.append("interrupted: stopped by the user before the planned end")
-            self._save(arm)
-        return [self._record(arm) for arm in self.arms]
+        return [self._save(arm) for arm in self.arms]
 
     def _describe(self, pool: Pool, arm: Arm) -> None:
         worker = pool.start(arm.case)
         try:
-            known = {**self.facts, "threads": arm.case.workload.threads}
-            arm.environment = Environment(**{**known, **worker.ask("facts")})
+            arm.environment = dataclasses.replace(arm.environment, **worker.ask("facts"))
             worker.ask("build")
             arm.measurements = worker.ask("metrics")
         except WorkerFault as fault:
@@ -230,7 +230,7 @@ class _Run:
             source=case.named.source,
             workload=case.workload,
             timestamp_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            environment=arm.environment or Environment(**self.facts, threads=case.workload.threads),
+            environment=arm.environment,
             measurements=tuple(measurements),
             comparison=self._comparison(arm),
             warnings=tuple(dict.fromkeys(arm.warnings)),
@@ -239,8 +239,10 @@ class _Run:
             published_top1=published_top1,
         )
 
-    def _save(self, arm: Arm) -> None:
-        self.folder.append(self._record(arm))
+    def _save(self, arm: Arm) -> Record:
+        record = self._record(arm)
+        self.folder.append(record)
+        return record
 
     def _out_of_time(self) -> bool:
         budget = self.plan.protocol.budget_s
@@ -260,10 +262,10 @@ class _Run:
 
 def _host_facts() -> dict[str, Any]:
     """What this process can tell of the environment."""
-    found = versions()
+    found, processor = versions(), cpu_name()
     return {
-        "device_name": cpu_name(),
-        "cpu_name": cpu_name(),
+        "device_name": processor,
+        "cpu_name": processor,
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": found["torch"],

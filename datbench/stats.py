@@ -33,11 +33,7 @@ def percentile(samples: Sequence[float], q: int) -> float | None:
     """Percentile `q` by linear interpolation; None where the samples are too few to tell."""
     if len(samples) < PERCENTILE_SAMPLES[q]:
         return None
-    ordered = sorted(samples)
-    at = (len(ordered) - 1) * q / 100
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+    return statistics.quantiles(samples, n=100, method="inclusive")[q - 1]
 
 
 def student_interval(values: Sequence[float], level: float) -> tuple[float, float, float]:

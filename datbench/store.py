@@ -76,10 +76,7 @@ class RunFolder:
         if not path.is_file():
             raise UserError(f"{self.path} is no run folder: it has no {RECORDS}")
         latest: dict[tuple[str, str], Record] = {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                continue  # a run killed while it wrote its last line
+        for number, line in enumerate(_whole_lines(path), start=1):
             try:
                 record = Record.from_json(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
@@ -90,10 +87,7 @@ class RunFolder:
     def samples(self) -> list[dict[str, Any]]:
         """Read the timed slots in the order of measurement."""
         path = self.path / SAMPLES
-        if not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
 
     def _append(self, name: str, data: Mapping[str, Any], *, sync: bool) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -101,6 +95,12 @@ class RunFolder:
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a file, without a last one that a kill cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
 
 
 def latest_run(results: Path) -> RunFolder:

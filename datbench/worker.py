@@ -44,10 +44,8 @@ def answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str
         return "ok", function(**arguments)
     except (ZooError, BadOutput) as error:
         return "fault", str(error)
-    except torch.OutOfMemoryError as error:
-        return "fault", f"out of memory: {first_line(error)}"
     except Exception as error:  # noqa: BLE001 - a model may raise anything; it must not end the run
-        if "can't allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return "fault", f"out of memory: {first_line(error)}"
         traceback.print_exc()
         return "fault", f"{type(error).__name__}: {first_line(error)}"

@@ -201,7 +201,7 @@ def test_nothing_before_the_measuring_imports_torch(arguments):
 
 def test_a_photograph_of_ones_own_is_taken(call, tmp_path, monkeypatch):
     plans = []
-    monkeypatch.setattr("datbench.runner.run", lambda plan, *_: plans.append(plan) or [])
+    monkeypatch.setattr("datbench.api.run", lambda plan, *_: plans.append(plan) or [])
     Image.new("RGB", (10, 10)).save(tmp_path / "mine.png")
     result = call("profile", "dat", "--image", "mine.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr

@@ -6,9 +6,9 @@ import fnmatch
 import os
 from typing import TYPE_CHECKING, Any
 
-from zoo.names import Named, parse_name
+from zoo.names import parse_name
 from zoo.registry import ZooError
-from zoo.spec import BLOCKS, MODELS
+from zoo.spec import BLOCKS, MODELS, BlockSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,7 +49,7 @@ def create_model(
         ZooError: the name, an option or the checkpoint does not fit.
     """
     named = parse_name(name)
-    if named.spec.name in BLOCKS and str(named).startswith("block:"):
+    if isinstance(named.spec, BlockSpec):
         raise ZooError(f"{name!r} is a block; build it with create_block and its channels")
     options = {**named.options, **options}
     named.spec.check_options(options)
@@ -58,7 +58,8 @@ def create_model(
     else:
         from zoo.models.yolo import detector
 
-        model = detector(named.spec.name, plugged=_plugged(named), **options)
+        plugged = (named.block.name, dict(named.block_options), named.placement)
+        model = detector(named.spec.name, plugged=plugged, **options)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
@@ -133,8 +134,3 @@ def _read_state(path: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
         raise ZooError(f"checkpoint {path} holds no state dict of tensors")
     return content
-
-
-def _plugged(named: Named) -> tuple[str, dict[str, Any], str]:
-    assert named.block is not None  # noqa: S101 - narrows the type
-    return named.block.name, dict(named.block_options), named.placement

@@ -14,6 +14,7 @@ from rich.text import Text
 from datbench.records import Comparison, Record
 from datbench.reports import report
 
+WIDTH = 120  # columns of plain text
 ROOMY = 100  # columns from which a comparison stands on one line
 
 
@@ -21,14 +22,14 @@ ROOMY = 100  # columns from which a comparison stands on one line
 def txt(records: Sequence[Record]) -> str:
     """Plain text, the table that the terminal shows."""
     file = io.StringIO()
-    Console(file=file, width=120, no_color=True).print(show(records))
+    Console(file=file, width=WIDTH, no_color=True).print(show(records))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def show(records: Sequence[Record], width: int = 120) -> RenderableType:
+def show(records: Sequence[Record], width: int = WIDTH) -> RenderableType:
     """Lay out a table with its notes; it fits 80 columns."""
     titles, rows = tabulate(records)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table()
     for title in titles:
         wraps = title == "model" or title.startswith("time")
         table.add_column(
@@ -45,6 +46,13 @@ def show(records: Sequence[Record], width: int = 120) -> RenderableType:
             row[-1] = row[-1].replace(" [", "\n[")
         table.add_row(name, *map(Text, row[1:]), style="red" if record.error else "")
     return Group(table, "", *map(Text, notes(records)))
+
+
+def plain_table(*, expand: bool = False) -> Table:
+    """A table with a line under its head and two spaces between its columns."""
+    return Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=expand
+    )
 
 
 def tabulate(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:

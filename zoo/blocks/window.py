@@ -177,13 +177,12 @@ def shift_window_attention(
     proj_drop: float = 0.0,
 ) -> ShiftedWindowAttention:
     """Build the module whose state dict the official `ShiftWindowAttention` has."""
-    size = sides(fmap_size)
     return ShiftedWindowAttention(
         dim,
         heads=heads,
         window=window_size,
         shift=shift_size,
-        map_size=size,
+        map_size=sides(fmap_size),
         attn_drop=attn_drop,
         proj_drop=proj_drop,
     )
