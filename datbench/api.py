@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datbench.plan import make_plan
+from datbench.plan import Plan, make_plan
 from datbench.records import Record
 from datbench.runner import Progress, run
 from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol
@@ -41,7 +41,7 @@ def compare(
         UserError, ZooError: (ValueErrors) before anything is measured.
     """
     protocol = choose_protocol(quick, rigorous, budget)
-    return measure("compare", models, protocol, Path(results), progress, **options)[1]
+    return run(*prepare("compare", models, protocol, Path(results), **options), progress)
 
 
 def profile(
@@ -58,21 +58,15 @@ def profile(
     Arguments, result and errors are those of `compare`.
     """
     protocol = profile_protocol(rigorous, budget)
-    return measure("profile", models, protocol, Path(results), progress, **options)[1]
+    return run(*prepare("profile", models, protocol, Path(results), **options), progress)
 
 
-def measure(
-    command: str,
-    models: Sequence[str],
-    protocol: Protocol,
-    results: Path,
-    progress: Progress,
-    **options: Any,
-) -> tuple[RunFolder, list[Record]]:
-    """Plan, make the run's folder, and run; the folder comes back with the records."""
+def prepare(
+    command: str, models: Sequence[str], protocol: Protocol, results: Path, **options: Any
+) -> tuple[Plan, RunFolder]:
+    """Plan a run and make its folder; whatever the user can put right shows here."""
     plan = make_plan(models, command=command, protocol=protocol, **options)
-    folder = RunFolder.create(results, command)
-    return folder, run(plan, folder, progress)
+    return plan, RunFolder.create(results, command)
 
 
 def choose_protocol(quick: bool, rigorous: bool, budget: float | None) -> Protocol:

@@ -13,7 +13,7 @@ import rich_click as click
 from click.shell_completion import CompletionItem
 
 from datbench import catalogue
-from datbench.api import choose_protocol, measure, profile_protocol
+from datbench.api import choose_protocol, prepare, profile_protocol
 from datbench.errors import UserError
 from zoo import ZooError, list_blocks
 
@@ -284,11 +284,13 @@ def _measure(
 ) -> None:
     """Plan, run, show and write; exit with 1 if a model failed."""
     from datbench.reports import check_output
+    from datbench.runner import run
 
     for output in outputs:
         check_output(output)
+    plan, folder = prepare(command, models, protocol, results, **options)
     with _progress() as progress:
-        folder, records = measure(command, models, protocol, results, progress, **options)
+        records = run(plan, folder, progress)
     interrupted = any("interrupted" in record.flags for record in records)
     if interrupted and not any(record.measurements for record in records):
         raise click.Abort  # there is nothing to show

@@ -54,6 +54,7 @@ def call(tmp_path, monkeypatch):
 )
 def test_mistakes_take_one_line_and_exit_with_2(call, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr("datbench.device.count_cuda_devices", lambda: 0)
+    monkeypatch.delattr("datbench.cli._progress")  # no bar may start before the mistake is found
     (tmp_path / "text.jpg").write_text("hello")
     result = call(*arguments.split())
     assert result.exit_code == 2
@@ -201,7 +202,7 @@ def test_nothing_before_the_measuring_imports_torch(arguments):
 
 def test_a_photograph_of_ones_own_is_taken(call, tmp_path, monkeypatch):
     plans = []
-    monkeypatch.setattr("datbench.api.run", lambda plan, *_: plans.append(plan) or [])
+    monkeypatch.setattr("datbench.runner.run", lambda plan, *_: plans.append(plan) or [])
     Image.new("RGB", (10, 10)).save(tmp_path / "mine.png")
     result = call("profile", "dat", "--image", "mine.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
