@@ -8,7 +8,8 @@ although version 1 places pixel centres as if it were False: checkpoints were tr
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
 
-Position = Literal["table", "dwc"]
+Position = Literal["table", "dwc", "fixed", "log_cpb"]
 
 
 @block("dat", source="DAT++, arXiv 2309.01430; DAT, arXiv 2201.00520", minimum=2)
@@ -39,14 +40,21 @@ class DeformableAttention(nn.Module):
         offset_range: largest offset in reference points; negative: unbounded offsets, points
             clamped to the map (version 2) or squashed by tanh (version 1).
         position: "table" samples a relative bias table at query minus point; "dwc" adds a
-            depthwise convolution of the queries to the output; None leaves both out.
-        table_size: (h, w) of the map for which the table is made; other sizes sample it too.
+            depthwise convolution of the queries to the output; "log_cpb" (version 2) computes
+            the bias from the log-spaced distance with a small network; "fixed" (version 2)
+            learns one bias for each query and point, for maps of `table_size` alone; None leaves
+            positions out.
+        table_size: (h, w) of the map for which "table" and "fixed" are made; other sizes sample
+            "table" too.
+        no_offset: (version 2) take keys and values from the average-pooled map instead of moved
+            points; no position term. The offset network stays, frozen, as in the official code.
         version: 1 or 2, see above.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
     Shape: (b, dim, h, w) to (b, dim, h, w)
-    Raises: ZooError if the channels do not divide, or the map gives a side of one point where
-        the formula divides by that side minus one.
+    Raises: ZooError if the channels do not divide, the options do not go together, the map does
+        not fit a "fixed" bias or, without offsets, the stride, or it gives a side of one point
+        where the formula divides by that side minus one.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class DeformableAttention(nn.Module):
         offset_range: float = 4.0,
         position: Position | None = "dwc",
         table_size: tuple[int, int] | None = None,
+        no_offset: bool = False,
         version: int = 2,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -69,16 +78,26 @@ class DeformableAttention(nn.Module):
             raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
         if heads % groups:
             raise ZooError(f"heads={heads} is not a multiple of groups={groups}")
-        if stride < 1 or version not in (1, 2) or position not in ("table", "dwc", None):
+        known = (*get_args(Position), None)
+        if stride < 1 or version not in (1, 2) or position not in known:
             raise ZooError(
                 f"stride={stride}, version={version}, position={position!r}: expected a positive "
-                "stride, version 1 or 2, and position 'table', 'dwc' or None"
+                f"stride, version 1 or 2, and a position of {', '.join(map(str, known))}"
             )
+        if version == 1 and (no_offset or position in ("fixed", "log_cpb")):
+            raise ZooError(
+                f"no_offset={no_offset}, position={position!r}: version 1 has offsets, and "
+                "position 'table', 'dwc' or None; use version 2"
+            )
+        if no_offset and position is not None:
+            raise ZooError(f"position={position!r} with no_offset: there is no position term")
+        self.no_offset = no_offset
         self.heads, self.groups, self.stride = heads, groups, stride
         self.offset_range, self.position, self.version = offset_range, position, version
         self.scale = (dim // heads) ** -0.5
         group_dim = dim // groups
         padding = 0 if version == 2 and kernel_size == stride else kernel_size // 2
+        self.overhang = kernel_size - 2 * padding
         self.conv_offset = nn.Sequential(
             nn.Conv2d(group_dim, group_dim, kernel_size, stride, padding, groups=group_dim),
             ChannelNorm(group_dim),
@@ -88,33 +107,48 @@ class DeformableAttention(nn.Module):
         self.proj_q, self.proj_k = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
         self.proj_v, self.proj_out = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
+        for parameter in self.conv_offset.parameters() if no_offset else ():
+            parameter.requires_grad_(False)
         self.rpe_table: Any
-        if position == "table":
-            if table_size is None:
-                raise ZooError("position='table' needs table_size=(h, w), the size of the map")
-            table = torch.zeros(heads, 2 * table_size[0] - 1, 2 * table_size[1] - 1)
-            self.rpe_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.01))
-        elif position == "dwc":
+        if position == "dwc":
             self.rpe_table = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        elif position == "log_cpb":
+            self.rpe_table = nn.Sequential(
+                nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, heads // groups, bias=False)
+            )
+        elif position is not None:
+            if table_size is None:
+                raise ZooError(f"position={position!r} needs table_size=(h, w), the map's size")
+            h, w = table_size
+            entries = (2 * h - 1, 2 * w - 1)
+            if position == "fixed":
+                entries = (h * w, (h // stride) * (w // stride))
+            table = torch.zeros(heads, *entries)
+            self.rpe_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.01))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its group's sampled points."""
         h, w = x.shape[-2:]
         q = self.proj_q(x)
-        pos_yx, _ = self._points(q)
-        grouped = rearrange(x, "b (g c) h w -> (b g) c h w", g=self.groups)
-        grid_xy = rearrange(pos_yx.flip(-1), "bg i j xy -> bg 1 (i j) xy")
-        # In float32: bfloat16 places a point up to a seventh of a pixel off on an 80x80 map.
-        sampled = F.grid_sample(grouped.to(grid_xy.dtype), grid_xy, align_corners=True).to(x.dtype)
-        sampled = rearrange(sampled, "(b g) c 1 n -> b (g c) 1 n", g=self.groups)
+        if self.no_offset:
+            sampled = self._pooled(x)
+        else:
+            pos_yx, _ = self._points(q)
+            grouped = rearrange(x, "b (g c) h w -> (b g) c h w", g=self.groups)
+            grid_xy = rearrange(pos_yx.flip(-1), "bg i j xy -> bg 1 (i j) xy")
+            # In float32: bfloat16 places a point up to a seventh of a pixel off on an 80x80 map.
+            sampled = F.grid_sample(grouped.to(grid_xy.dtype), grid_xy, align_corners=True)
+            sampled = rearrange(sampled.to(x.dtype), "(b g) c 1 n -> b (g c) 1 n", g=self.groups)
         k, v = self.proj_k(sampled), self.proj_v(sampled)
 
         queries = rearrange(q, "b (a d) h w -> b a (h w) d", a=self.heads)
         keys = rearrange(k, "b (a d) 1 n -> b a d n", a=self.heads)
         values = rearrange(v, "b (a d) 1 n -> b a n d", a=self.heads)
         logits = queries @ keys * self.scale  # (b, heads, m, n)
-        if self.position == "table":
-            logits = logits + self._table_bias(pos_yx, h, w)
+        if self.position in ("table", "log_cpb"):
+            logits = logits + self._moving_bias(pos_yx, h, w)
+        elif self.position == "fixed":
+            logits = logits + self._fixed_bias(logits, h, w)
         weights = self.attn_drop(logits.softmax(-1)).to(values.dtype)  # the bias is float32
         out = weights @ values
         out = rearrange(out, "b a (h w) d -> b (a d) h w", h=h)
@@ -139,6 +173,8 @@ class DeformableAttention(nn.Module):
         rows, columns = offset.shape[1:3]
         less = self.version - 1  # version 2 divides by the side minus one
         reference_yx = _grid(rows, columns, 0.5, less, offset)
+        if self.no_offset:
+            offset = torch.zeros_like(offset)
         if self.version == 1:
             if self.offset_range > 0:
                 offset = self._bounded(offset, rows, columns)
@@ -160,19 +196,47 @@ class DeformableAttention(nn.Module):
         dy, dx = offset.tanh().unbind(-1)
         return torch.stack((dy * step[0], dx * step[1]), -1)
 
-    def _table_bias(self, pos_yx: torch.Tensor, h: int, w: int) -> torch.Tensor:
-        """Sample the table at half of query minus point, (b, heads, h * w, points)."""
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """Average the pixels of each stride, (b, dim, 1, points)."""
+        h, w = x.shape[-2:]
+        pooled = F.avg_pool2d(x, self.stride, self.stride)
+        points = tuple((side - self.overhang) // self.stride + 1 for side in (h, w))
+        if tuple(pooled.shape[-2:]) != points:
+            raise ZooError(
+                f"without offsets a {h}x{w} map is not a multiple of stride={self.stride}; use a "
+                "size that is, or another stride"
+            )
+        return rearrange(pooled, "b c i j -> b c 1 (i j)")
+
+    def _moving_bias(self, pos_yx: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        """Bias that follows from query minus point, (b, heads, h * w, points)."""
         if self.version == 2 and min(h, w) < 2:
-            raise ZooError(f"the bias table cannot be sampled on a {h}x{w} map; it needs 2x2")
+            raise ZooError(f"the bias cannot be computed on a {h}x{w} map; it needs 2x2")
         first, less = (0.5, 0) if self.version == 1 else (0.0, 1)
         queries = rearrange(_grid(h, w, first, less, pos_yx), "i j yx -> (i j) 1 yx")
         points = rearrange(pos_yx, "bg i j yx -> bg 1 (i j) yx")
-        displacement_xy = (0.5 * (queries - points)).flip(-1)
+        delta_yx = queries - points
+        if self.position == "log_cpb":
+            far = delta_yx * 4
+            spaced = far.sign() * (far.abs() + 1).log2() / math.log2(8)
+            bias = self.rpe_table(spaced.to(self.rpe_table[0].weight.dtype))
+            return rearrange(bias, "(b g) m n a -> b (g a) m n", g=self.groups)
+        displacement_xy = (0.5 * delta_yx).flip(-1)
         batch = pos_yx.shape[0] // self.groups
         table = repeat(self.rpe_table, "(g a) i j -> (b g) a i j", g=self.groups, b=batch)
         table = table.to(displacement_xy.dtype)
         bias = F.grid_sample(table, displacement_xy, align_corners=True)
         return rearrange(bias, "(b g) a m n -> b (g a) m n", g=self.groups)
+
+    def _fixed_bias(self, logits: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        if logits.shape[-2:] != self.rpe_table.shape[-2:]:
+            queries, points = self.rpe_table.shape[-2:]
+            raise ZooError(
+                f"the fixed bias is for {queries} queries and {points} points; a {h}x{w} map at "
+                f"stride {self.stride} has {h * w} and {logits.shape[-1]}: use the map it was "
+                "built for, with sides that are multiples of the stride, or position='table'"
+            )
+        return self.rpe_table
 
 
 def _grid(rows: int, columns: int, first: float, less: int, like: torch.Tensor) -> torch.Tensor:
@@ -185,16 +249,11 @@ def _grid(rows: int, columns: int, first: float, less: int, like: torch.Tensor) 
     return torch.stack(torch.meshgrid(axis(rows), axis(columns), indexing="ij"), -1)
 
 
-def _position(
-    use_pe: bool, dwc_pe: bool, no_off: bool, fixed_pe: bool, log_cpb: bool = False
-) -> Position | None:
-    """Translate the official switches."""
-    for name, on in (("no_off", no_off), ("fixed_pe", fixed_pe), ("log_cpb", log_cpb)):
-        if on:
-            raise ZooError(f"DAttentionBaseline: {name}=True is not supported")
+def _position(use_pe: bool, dwc_pe: bool, fixed_pe: bool, log_cpb: bool) -> Position | None:
+    """Translate the official switches, in the order in which they are looked at."""
     if not use_pe:
         return None
-    return "dwc" if dwc_pe else "table"
+    return "dwc" if dwc_pe else "fixed" if fixed_pe else "log_cpb" if log_cpb else "table"
 
 
 @reference("DAttentionBaseline (v1)")
@@ -217,6 +276,11 @@ def dattention_v1(
 ) -> DeformableAttention:
     """Build the module whose state dict the official class of 2022 has."""
     del q_size  # the official code takes it from the input
+    if no_off or (use_pe and fixed_pe and not dwc_pe):
+        raise ZooError(
+            f"DAttentionBaseline (v1) with no_off={no_off}, fixed_pe={fixed_pe}: the official "
+            "code fails there; version 2 has both"
+        )
     return DeformableAttention(
         n_heads * n_head_channels,
         heads=n_heads,
@@ -224,7 +288,7 @@ def dattention_v1(
         stride=stride,
         kernel_size=(9, 7, 5, 3)[stage_idx],
         offset_range=offset_range_factor,
-        position=_position(use_pe, dwc_pe, no_off, fixed_pe),
+        position=_position(use_pe, dwc_pe, False, False),
         table_size=(kv_size[0], kv_size[1]),
         version=1,
         attn_drop=attn_drop,
@@ -253,6 +317,11 @@ def dattention_v2(
 ) -> DeformableAttention:
     """Build the module whose state dict the official class of 2023 has."""
     del kv_size  # the official code derives it from q_size and stride
+    if no_off and use_pe and dwc_pe:
+        raise ZooError(
+            "DAttentionBaseline (v2) with no_off, use_pe and dwc_pe: the official code fails "
+            "there; leave one of them out"
+        )
     return DeformableAttention(
         n_heads * n_head_channels,
         heads=n_heads,
@@ -260,7 +329,8 @@ def dattention_v2(
         stride=stride,
         kernel_size=ksize,
         offset_range=offset_range_factor,
-        position=_position(use_pe, dwc_pe, no_off, fixed_pe, log_cpb),
+        position=_position(use_pe and not no_off, dwc_pe, fixed_pe, log_cpb),
+        no_offset=no_off,
         table_size=(q_size[0], q_size[1]),
         version=2,
         attn_drop=attn_drop,
