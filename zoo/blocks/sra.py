@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import init_linear
+from zoo.layers import ChannelNorm, init_linear
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -76,6 +76,66 @@ class SpatialReductionAttention(nn.Module):
             raise ZooError(f"input is {h}x{w}, smaller than reduction={self.reduction}")
         feature = self.sr(rearrange(x, "b (h w) c -> b c h w", h=h, w=w))
         return self.norm(rearrange(feature, "b c h w -> b (h w) c"))
+
+
+class PyramidAttention(nn.Module):
+    """The same operator on maps, as DAT++ spells it: 1 x 1 convolutions for linear layers.
+
+    Source: letter P of Xia et al. 2023, https://arxiv.org/abs/2309.01430; state-dict keys of
+    `PyramidAttention` in LeapLabTHU/DAT at 32173fc.
+    Args: as `SpatialReductionAttention`.
+    Shape: (b, dim, h, w) to (b, dim, h, w)
+    Raises: ZooError if dim is not a multiple of heads, or a side is smaller than `reduction`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        reduction: int = 1,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.heads, self.reduction = heads, reduction
+        self.scale = (dim // heads) ** -0.5
+        self.q, self.kv = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, 2 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
+        if reduction > 1:
+            self.proj_ds = nn.Sequential(
+                nn.Conv2d(dim, dim, reduction, reduction), ChannelNorm(dim)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend from every pixel to the reduced map."""
+        h, w = x.shape[-2:]
+        if min(h, w) < self.reduction:
+            raise ZooError(f"input is {h}x{w}, smaller than reduction={self.reduction}")
+        reduced = self.proj_ds(x) if self.reduction > 1 else x
+        pattern = "b (a d) h w -> b a (h w) d"
+        q = rearrange(self.q(x) * self.scale, pattern, a=self.heads)
+        k, v = rearrange(self.kv(reduced), pattern, a=2 * self.heads).chunk(2, 1)
+        out = self.attn_drop((q @ k.transpose(-1, -2)).softmax(-1)) @ v
+        return self.proj_drop(self.proj(rearrange(out, "b a (h w) d -> b (a d) h w", h=h)))
+
+
+@reference("PyramidAttention")
+def pyramid_attention(
+    *,
+    dim: int,
+    num_heads: int = 8,
+    attn_drop: float = 0.0,
+    proj_drop: float = 0.0,
+    sr_ratio: int = 1,
+) -> PyramidAttention:
+    """Build the module whose state dict the official class has."""
+    return PyramidAttention(
+        dim, heads=num_heads, reduction=sr_ratio, attn_drop=attn_drop, proj_drop=proj_drop
+    )
 
 
 @reference("Attention (SRA)")
