@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from zoo.blocks.sra import SpatialReductionAttention
+from zoo.features import Pyramid
 from zoo.layers import init_linear, sides
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -19,7 +21,7 @@ from zoo.spec import MODELS, model
 NORM_EPS = 1e-6  # of blocks and head; the norms of patches and reduced maps keep 1e-5
 
 
-class PVT(nn.Module):
+class PVT(Pyramid):
     """Four stages of spatial-reduction attention with a class token in the last.
 
     Source: Wang et al. 2021, https://arxiv.org/abs/2102.12122; state-dict keys of whai362/PVT at
@@ -33,8 +35,11 @@ class PVT(nn.Module):
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the MLPs of each stage, in units of its channels.
         reductions: side of the patches that become one key, for each stage.
+        patch_size: pixels per token side in the first stage; later stages halve the map.
+        qkv_bias: whether the query and key-value projections have a bias.
+        norm_eps: of the norms of blocks and head; those of patches and reduced maps have 1e-5.
         img_size: side of the input in pixels, or (h, w), for which the embeddings are made.
-        num_classes: width of the classifier.
+        num_classes: width of the classifier; 0 for the features of the class token.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
     Shape: (b, 3, h, w) to (b, num_classes)
     """
@@ -47,6 +52,9 @@ class PVT(nn.Module):
         heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[int] = (8, 8, 4, 4),
         reductions: Sequence[int] = (8, 4, 2, 1),
+        patch_size: int = 4,
+        qkv_bias: bool = True,
+        norm_eps: float = NORM_EPS,
         img_size: int | tuple[int, int] = 224,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
@@ -57,39 +65,66 @@ class PVT(nn.Module):
         (rows, columns), width = sides(img_size), 3
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[-1]))
         for i, dim in enumerate(dims, start=1):
-            patch = 4 if i == 1 else 2
+            patch = patch_size if i == 1 else 2
             rows, columns = rows // patch, columns // patch
             self.map_sizes.append((rows, columns))
-            last = i == len(dims)
             blocks = [
-                Block(dim, heads[i - 1], mlp_ratios[i - 1], reductions[i - 1], next(drop_paths))
+                Block(
+                    dim,
+                    heads=heads[i - 1],
+                    mlp_ratio=mlp_ratios[i - 1],
+                    reduction=reductions[i - 1],
+                    qkv_bias=qkv_bias,
+                    norm_eps=norm_eps,
+                    drop_path=next(drop_paths),
+                )
                 for _ in range(depths[i - 1])
             ]
-            embedding = torch.zeros(1, rows * columns + last, dim)
+            embedding = torch.zeros(1, rows * columns + (i == len(dims)), dim)
             self.add_module(f"patch_embed{i}", PatchEmbed(width, dim, patch))
             self.add_module(f"block{i}", nn.ModuleList(blocks))
             self.register_parameter(f"pos_embed{i}", nn.Parameter(embedding))
             nn.init.trunc_normal_(embedding, std=0.02)
             width = dim
-        self.norm = nn.LayerNorm(dims[-1], eps=NORM_EPS)
-        self.head = nn.Linear(dims[-1], num_classes)
+        self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=norm_eps)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.feature_info = [
+            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"block{i + 1}"}
+            for i, dim in enumerate(dims)
+        ]
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Classify a batch of images."""
-        for i, built in enumerate(self.map_sizes, start=1):
-            x, (h, w) = self.get_submodule(f"patch_embed{i}")(x)
-            position = resized(self.get_parameter(f"pos_embed{i}"), built, (h, w))
-            last = i == len(self.map_sizes)
-            if last:
-                x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), 1)
-            x = x + position
-            for block in self.get_submodule(f"block{i}").children():
-                x = block(x, (h, w))
-            if not last:
-                x = rearrange(x, "b (h w) c -> b c h w", h=h)
-        return self.head(self.norm(x)[:, 0])
+        last = len(self.map_sizes) - 1
+        for i in range(last):
+            x = self.forward_stage(i, x)
+        tokens, _ = self._tokens(last, x)
+        return self.head(self.norm(tokens)[:, 0])
+
+    def forward_stage(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Run a stage on the map of the one before, the first on images; no class token."""
+        tokens, (h, w) = self._tokens(i, x)
+        return rearrange(tokens[:, tokens.shape[1] - h * w :], "b (h w) c -> b c h w", h=h)
+
+    def keep_stages(self, count: int) -> None:
+        """Drop the classifier and the stages from number `count` on."""
+        self.norm = self.head = nn.Identity()
+        for i in range(count + 1, len(self.map_sizes) + 1):
+            for name in (f"patch_embed{i}", f"block{i}", f"pos_embed{i}"):
+                delattr(self, name)
+            self.register_parameter("cls_token", None)
+
+    def _tokens(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Tokens of a stage, in the last behind the class token, and their map's size."""
+        x, size = self.get_submodule(f"patch_embed{i + 1}")(x)
+        if i == len(self.map_sizes) - 1:
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), 1)
+        x = x + resized(self.get_parameter(f"pos_embed{i + 1}"), self.map_sizes[i], size)
+        for block in self.get_submodule(f"block{i + 1}").children():
+            x = block(x, size)
+        return x, size
 
 
 class PatchEmbed(nn.Module):
@@ -117,12 +152,22 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, mlp_ratio: int, reduction: int, drop_path: float
+        self,
+        dim: int,
+        *,
+        heads: int,
+        mlp_ratio: int,
+        reduction: int,
+        qkv_bias: bool,
+        norm_eps: float,
+        drop_path: float,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = SpatialReductionAttention(dim, heads=heads, reduction=reduction)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = SpatialReductionAttention(
+            dim, heads=heads, reduction=reduction, qkv_bias=qkv_bias
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, mlp_ratio * dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -159,14 +204,43 @@ def resized(position: torch.Tensor, built: tuple[int, int], size: tuple[int, int
 
 
 @reference("PyramidVisionTransformer")
-def pyramid_vision_transformer(
-    *, factory: str, img_size: int = 224, num_classes: int = 1000, drop_path_rate: float = 0.0
-) -> PVT:
-    """Build the network that an official factory function, e.g. `pvt_small`, returns."""
+def pyramid_vision_transformer(*, factory: str | None = None, **options: Any) -> PVT:
+    """Build what an official factory function, e.g. `pvt_small`, returns, or the class itself."""
+    if factory is None:
+        return _from_official(**options)
     if factory not in MODELS or MODELS[factory].family != "pvt":
         raise ZooError(f"PyramidVisionTransformer: no factory {factory!r}")
-    return MODELS[factory].load()(
-        img_size=img_size, num_classes=num_classes, drop_path_rate=drop_path_rate
+    MODELS[factory].check_options(options)
+    return MODELS[factory].load()(**options)
+
+
+def _from_official(
+    *,
+    depths: Sequence[int],
+    embed_dims: Sequence[int],
+    num_heads: Sequence[int],
+    mlp_ratios: Sequence[int],
+    sr_ratios: Sequence[int] = (8, 4, 2, 1),
+    patch_size: int = 16,
+    qkv_bias: bool = False,
+    norm_eps: float = 1e-5,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+) -> PVT:
+    """Translate the arguments of the official class; `norm_eps` is that of its `norm_layer`."""
+    return PVT(
+        depths=depths,
+        dims=embed_dims,
+        heads=num_heads,
+        mlp_ratios=mlp_ratios,
+        reductions=sr_ratios,
+        patch_size=patch_size,
+        qkv_bias=qkv_bias,
+        norm_eps=norm_eps,
+        img_size=img_size,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
     )
 
 
@@ -213,6 +287,54 @@ def pvt_small(
     """PVT-Small: the size that the DAT paper compares with."""
     return PVT(
         depths=(3, 4, 6, 3),
+        img_size=img_size,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+@model(
+    "pvt_medium",
+    family="pvt",
+    source="ICCV 2021, arXiv 2102.12122; code whai362/PVT at 57e2dfa, Apache-2.0",
+    params=44_208_104,
+    published_macs=6.7e9,
+    published_top1=81.2,
+    published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
+)
+def pvt_medium(
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.3,
+) -> PVT:
+    """PVT-Medium: 18 blocks in the third stage."""
+    return PVT(
+        depths=(3, 4, 18, 3),
+        img_size=img_size,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+@model(
+    "pvt_large",
+    family="pvt",
+    source="ICCV 2021, arXiv 2102.12122; code whai362/PVT at 57e2dfa, Apache-2.0",
+    params=61_369_320,
+    published_macs=9.8e9,
+    published_top1=81.7,
+    published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
+)
+def pvt_large(
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.3,
+) -> PVT:
+    """PVT-Large: 27 blocks in the third stage."""
+    return PVT(
+        depths=(3, 8, 27, 3),
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
