@@ -60,8 +60,9 @@ def load_input(work: Workload, task: str) -> torch.Tensor:
     """Make the batch on the CPU, in float32.
 
     Classifiers get the whole photograph resized, normalised by ImageNet's mean and deviation;
-    detectors get it letterboxed, from 0 to 1; blocks get a feature map whose channels are
-    neighbouring pixels of the normalised photograph. A batch takes the photographs in turn.
+    detectors get it letterboxed, from 0 to 1. Where the input has more than three channels, as
+    that of blocks has, they are neighbouring pixels of the normalised photograph. A batch takes
+    the photographs in turn.
 
     Shape: (batch_size, *work.input_shape)
     """
@@ -80,9 +81,9 @@ def _prepared(image: Image, task: str, channels: int, h: int, w: int) -> torch.T
     import torch
     import torch.nn.functional as F
 
-    if task == "detect":
+    if task == "detect" and channels == 3:
         return _letterboxed(image, h, w)
-    patch = 1 if task == "classify" else math.ceil(math.sqrt(channels / 3))
+    patch = math.ceil(math.sqrt(channels / 3))
     pixels = _pixels(image, h * patch, w * patch)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     pixels = (pixels - mean[:, None, None]) / std[:, None, None]

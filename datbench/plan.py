@@ -77,6 +77,7 @@ class Case:
         """Content key: the same for the same model, workload and versions."""
         content = {
             "name": self.name,
+            "source": self.named.source,  # of a user's file, with its digest
             "checkpoint": self.checkpoint,
             "workload": dataclasses.asdict(self.workload),
             "versions": versions(),
@@ -216,7 +217,7 @@ def _shape(named: Named, img_size: int | None, text: str | None) -> tuple[int, i
         if match is None or not all(int(n) for n in match.groups()):
             raise UserError(f"input {text!r} is not CHANNELSxHEIGHTxWIDTH, e.g. 256x20x20")
         channels, h, w = map(int, match.groups())
-        if isinstance(named.spec, ModelSpec) and channels != 3:
+        if isinstance(named.spec, ModelSpec) and named.spec.channels not in (None, channels):
             raise UserError(f"{named} takes images, 3xHEIGHTxWIDTH; got {text}")
     elif isinstance(named.spec, BlockSpec):
         raise UserError(f"{named} needs the feature map that it stands on: --input 256x20x20")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.names import parse_name
 from zoo.registry import ZooError
-from zoo.spec import BLOCKS, MODELS, BlockSpec
+from zoo.spec import BLOCKS, MODELS, PYRAMID, BlockSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +44,9 @@ def create_model(
     Args:
         name: e.g. "dat_tiny", "dat[num_classes=10]", "yolov8n+dat".
         checkpoint: file to load the weights from, see `load_checkpoint`.
-        options: for the model's builder; they win over those in brackets.
+        options: for the model's builder; they win over those in brackets. Classifiers take
+            `features_only=True` too, with `out_indices=(0, 1, 2, 3)`, and return the maps of
+            their stages, see `zoo.features`.
     Raises:
         ZooError: the name, an option or the checkpoint does not fit.
     """
@@ -53,6 +55,11 @@ def create_model(
         raise ZooError(f"{name!r} is a block; build it with create_block and its channels")
     options = {**named.options, **options}
     named.spec.check_options(options)
+    pyramid = {}
+    if named.spec.options is not None:  # otherwise the builder takes them itself, as timm does
+        pyramid = {k: options.pop(k) for k in PYRAMID if k in options}
+    if "out_indices" in pyramid and not pyramid.get("features_only"):
+        raise ZooError("out_indices without features_only=True: there are no maps to choose from")
     if named.block is None:
         model = named.spec.load()(**options)
     else:
@@ -62,6 +69,12 @@ def create_model(
         model = detector(named.spec.name, plugged=plugged, **options)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
+    if pyramid.get("features_only"):
+        from zoo.features import Features
+
+        if not hasattr(model, "feature_info"):
+            raise ZooError(f"{named} has no stages to take features from")
+        model = Features(model, pyramid.get("out_indices"))
     return model
 
 

@@ -1,6 +1,7 @@
 """What a user types for a model, read without importing torch.
 
     dat_tiny   dat_tiny[num_classes=10]   block:dat[stride=2]   yolov8n+dat[groups=1]@p5
+    timm:resnet50   torchvision:resnet50   nets/mine.py:build[width=2]   package.module:factory
 
 A block behind `+` is plugged into a detector at the placement behind `@`; `block:` takes a block
 alone. Options stand in brackets, as Python keyword arguments; bare words are strings.
@@ -22,6 +23,7 @@ _PART = r"(?P<{0}>[^\[\]+@:]+)(?:\[(?P<{0}_options>[^\[\]]*)\])?"
 _NAME = re.compile(
     rf"(?P<alone>block:)?{_PART.format('base')}(?:\+{_PART.format('block')})?(?:@(?P<placement>\w+))?"
 )
+_EXTERNAL = re.compile(r"(?P<base>[^\[\]]+:[\w.]+)(?:\[(?P<options>[^\[\]]*)\])?")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -95,6 +97,12 @@ def parse_name(text: str) -> Named:
     Raises:
         ZooError: the name, a block, a placement or an option is unknown.
     """
+    external = _EXTERNAL.fullmatch(text.strip())
+    if external is not None and not text.strip().startswith("block:"):
+        from zoo.external import external_spec
+
+        given = parse_options(external["options"], text)
+        return _checked(Named(external_spec(external["base"]), given))
     match = _NAME.fullmatch(text.strip())
     if match is None:
         raise ZooError(f"cannot read {text!r}; write it like dat, dat[img_size=448] or yolov8n+dat")

@@ -13,11 +13,15 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from zoo.source import Definition, decorated, definitions, find_source, options_of_source
 
 
 class ZooError(ValueError):
@@ -59,8 +63,8 @@ class Spec:
         for given in options:
             if self.options is not None and given not in self.options:
                 takes = ", ".join(self.options) or "no options"
-                near = _near(given, self.options)
-                raise ZooError(f"{self.name} has no option {given!r}{near}; it takes: {takes}")
+                hint = near(given, self.options)
+                raise ZooError(f"{self.name} has no option {given!r}{hint}; it takes: {takes}")
 
 
 S = TypeVar("S", bound=Spec)
@@ -75,11 +79,23 @@ class Registry(Mapping[str, S], Generic[S]):
         package: dotted name of the package whose files are read.
         decorator: name of the decorator to look for.
         spec: the dataclass that holds the facts.
+        group: entry points of installed packages that add to it, see `_plugged_in`.
+        leading: arguments of an entry that are no options: a block's channels.
     """
 
-    def __init__(self, kind: str, package: str, decorator: str, spec: type[S]) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        decorator: str,
+        spec: type[S],
+        *,
+        group: str | None = None,
+        leading: int = 0,
+    ) -> None:
+        self.kind, self.leading = kind, leading
         self._package, self._decorator, self._spec = package, decorator, spec
+        self._group = group
         self._specs: dict[str, S] = {}
         self._aliases: dict[str, str] = {}
         self._full = False
@@ -94,7 +110,7 @@ class Registry(Mapping[str, S], Generic[S]):
                     module=entry.__module__,
                     attribute=entry.__qualname__,
                     entry=entry,
-                    options=_options_of_object(entry),
+                    options=_options_of_object(entry, self.leading),
                     summary=(entry.__doc__ or "").partition("\n")[0],
                     **facts,
                 )
@@ -140,6 +156,8 @@ class Registry(Mapping[str, S], Generic[S]):
             return
         for spec in self._read().values():
             self._add(spec)
+        for spec in self._plugged_in():
+            self._add(spec)
         self._full = True
 
     def _read(self) -> dict[str, S]:
@@ -148,18 +166,61 @@ class Registry(Mapping[str, S], Generic[S]):
             raise ImportError(f"{self._package} is not a package")
         specs: dict[str, S] = {}
         for path in sorted(Path(found.submodule_search_locations[0]).glob("[!_]*.py")):
-            for name, facts, node in _decorated(path, self._decorator):
+            for name, facts, node in decorated(path, self._decorator):
                 if name in specs:
                     raise ValueError(f"{self.kind} {name!r} is registered twice, again in {path}")
-                specs[name] = self._spec(
-                    name=name,
-                    module=f"{self._package}.{path.stem}",
-                    attribute=node.name,
-                    options=_options_of_source(node),
-                    summary=(ast.get_docstring(node) or "").partition("\n")[0],
-                    **facts,
-                )
+                specs[name] = self._spec_of(name, f"{self._package}.{path.stem}", node, facts)
         return specs
+
+    def _spec_of(self, name: str, module: str, node: Definition, facts: dict[str, Any]) -> S:
+        return self._spec(
+            name=name,
+            module=module,
+            attribute=node.name,
+            options=options_of_source(node, self.leading),
+            summary=(ast.get_docstring(node) or "").partition("\n")[0],
+            **facts,
+        )
+
+    def _plugged_in(self) -> Iterator[S]:
+        """Specs of installed packages.
+
+        An entry point is either `anything = "package.module"`, a file with entries under the
+        decorator, or `name = "package.module:attribute"`, one entry. What cannot be read, or has a
+        name that is taken, is left out with a warning.
+        """
+        points = importlib.metadata.entry_points(group=self._group) if self._group else ()
+        for point in points:
+            try:
+                for spec in list(self._of_point(point)):
+                    if spec.name in self._specs or spec.name in self._aliases:
+                        raise ValueError(f"the name {spec.name!r} is taken")
+                    yield spec
+            except (ValueError, TypeError, OSError, SyntaxError) as error:
+                owner = point.dist.name if point.dist else "an installed package"
+                text = f"{self._group} entry point {point.name!r} of {owner} left out: {error}"
+                warnings.warn(text, stacklevel=2)
+
+    def _of_point(self, point: importlib.metadata.EntryPoint) -> Iterator[S]:
+        path = find_source(point.module)
+        if path is None:
+            raise ValueError(f"there is no module {point.module}")
+        owner = {"family": "external", "source": point.module}
+        if point.dist is not None:
+            owner = {"family": point.dist.name, "source": f"{point.dist.name} {point.dist.version}"}
+        fields = {field.name for field in dataclasses.fields(self._spec)}
+        known = {name: value for name, value in owner.items() if name in fields}
+        marked = [m for m in decorated(path, self._decorator) if point.attr in ("", m[2].name)]
+        for name, facts, node in marked:
+            yield self._spec_of(name, point.module, node, {**known, **facts})
+        if marked:
+            return
+        defined = definitions(ast.parse(path.read_text(encoding="utf-8")).body)
+        found = defined.get(point.attr)
+        if not isinstance(found, Definition):
+            what = point.attr or f"@{self._decorator}"
+            raise ValueError(f"{path} has no function or class {what}")
+        yield self._spec_of(point.name, point.module, found, known)
 
     def _add(self, spec: S) -> None:
         taken = self._specs.get(spec.name)
@@ -172,53 +233,15 @@ class Registry(Mapping[str, S], Generic[S]):
         self._aliases |= dict.fromkeys(spec.aliases, spec.name)
 
 
-Definition = ast.FunctionDef | ast.ClassDef
-
-
-def _decorated(path: Path, decorator: str) -> Iterator[tuple[str, dict[str, Any], Definition]]:
-    """Yield name, literal facts and definition of each `@decorator("name", ...)` in a file."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, Definition):
-            continue
-        for call in node.decorator_list:
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-                continue
-            if call.func.id != decorator:
-                continue
-            try:
-                name = ast.literal_eval(call.args[0])
-                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            except (ValueError, IndexError) as error:
-                raise ValueError(
-                    f"{path}:{call.lineno}: @{decorator} needs a name and literal facts, "
-                    "since they are read without importing the file"
-                ) from error
-            yield name, facts, node
-
-
-def _options_of_source(node: Definition) -> tuple[str, ...] | None:
-    """Keyword arguments of a function, or of a class's `__init__` after the channels."""
-    function, skip = node, 0
-    if isinstance(node, ast.ClassDef):
-        inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
-        if not inits:
-            return None
-        function, skip = inits[0], 2
-    assert isinstance(function, ast.FunctionDef)  # noqa: S101 - narrows the type
-    if function.args.kwarg:
-        return None
-    return tuple(a.arg for a in function.args.args[skip:] + function.args.kwonlyargs)
-
-
-def _options_of_object(entry: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Tell the same of a live function or class."""
+def _options_of_object(entry: Callable[..., Any], leading: int) -> tuple[str, ...] | None:
+    """Tell of a live function or class what `options_of_source` tells of its text."""
     parameters = list(inspect.signature(entry).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return tuple(p.name for p in parameters[1 if inspect.isclass(entry) else 0 :])
+    return tuple(p.name for p in parameters[leading:])
 
 
-def _near(name: str, known: Any) -> str:
+def near(name: str, known: Any) -> str:
     """Suggest names that look like `name`, as the tail of a message."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
@@ -226,4 +249,4 @@ def _near(name: str, known: Any) -> str:
 
 def _known(name: str, known: Any) -> str:
     """Suggest near names, or else name them all."""
-    return _near(name, known) or f"; there is: {', '.join(known)}"
+    return near(name, known) or f"; there is: {', '.join(known)}"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from zoo.registry import Registry, Spec, ZooError
+
+PYRAMID = ("features_only", "out_indices")  # options that `create_model` itself takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,7 @@ class ModelSpec(Spec):
         img_size: side in pixels of the input it is meant for.
         multiple: each side of the input must be a multiple of this, in pixels.
         minimum: smallest side of the input in pixels.
+        channels: of the input; None if it is not known.
         params: parameters of the official implementation, exactly.
         published_macs: multiply-adds for one image of `img_size`, as published.
         published_top1: ImageNet-1k top-1 accuracy in percent, as published.
@@ -30,10 +35,21 @@ class ModelSpec(Spec):
     img_size: int = 224
     multiple: int = 32
     minimum: int = 32
+    channels: int | None = 3
     params: int | None = None
     published_macs: float | None = None
     published_top1: float | None = None
     published_source: str = ""
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse unknown options; every classifier of the zoo takes those of a pyramid too.
+
+        Raises:
+            ZooError: an option is unknown.
+        """
+        if self.task == "classify":
+            options = {k: v for k, v in options.items() if k not in PYRAMID}
+        super().check_options(options)
 
     def check_input(self, height: int, width: int) -> None:
         """Refuse an input size that the network cannot take.
@@ -78,7 +94,9 @@ def check_sides(name: str, height: int, width: int, minimum: int, multiple: int 
             )
 
 
-MODELS: Registry[ModelSpec] = Registry("model", "zoo.models", "model", ModelSpec)
-BLOCKS: Registry[BlockSpec] = Registry("block", "zoo.blocks", "block", BlockSpec)
+MODELS: Registry[ModelSpec] = Registry(
+    "model", "zoo.models", "model", ModelSpec, group="datbench.models"
+)
+BLOCKS: Registry[BlockSpec] = Registry("block", "zoo.blocks", "block", BlockSpec, leading=1)
 model = MODELS.register
 block = BLOCKS.register
