@@ -7,7 +7,8 @@
 Importing the package imports neither torch nor a network; building one does.
 """
 
-from zoo.build import create_block, create_model, list_blocks, list_models, load_checkpoint
+from zoo.build import create_block, create_model, list_blocks, list_models
+from zoo.checkpoint import load_checkpoint
 from zoo.reference import build_reference
 from zoo.registry import ZooError
 from zoo.spec import block, model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -32,3 +33,8 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def resized_table(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a table of positions (heads, h, w) bicubically, as official DAT code does."""
+    return F.interpolate(table[None].float(), size=size, mode="bicubic")[0].to(table.dtype)

@@ -36,9 +36,7 @@ def decorated(path: Path, decorator: str) -> Iterator[tuple[str, dict[str, Any],
         if not isinstance(node, Definition):
             continue
         for call in node.decorator_list:
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-                continue
-            if call.func.id != decorator:
+            if not isinstance(call, ast.Call) or _last_name(call.func) != decorator:
                 continue
             try:
                 name = ast.literal_eval(call.args[0])
@@ -49,6 +47,11 @@ def decorated(path: Path, decorator: str) -> Iterator[tuple[str, dict[str, Any],
                     "since they are read without importing the file"
                 ) from error
             yield name, facts, node
+
+
+def _last_name(node: ast.expr) -> str | None:
+    """Return `b` for `b` and for `a.b`."""
+    return getattr(node, "id", None) or getattr(node, "attr", None)
 
 
 def definitions(body: Iterable[ast.stmt]) -> dict[str, ast.stmt]:

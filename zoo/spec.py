@@ -29,8 +29,8 @@ class ModelSpec(Spec):
         published_source: where the published figures stand.
     """
 
-    family: str
-    source: str
+    family: str = "external"
+    source: str = ""
     task: str = "classify"
     img_size: int = 224
     multiple: int = 32
@@ -70,7 +70,7 @@ class BlockSpec(Spec):
         any_size: whether every map from `minimum` up works.
     """
 
-    source: str
+    source: str = ""
     minimum: int = 1
     any_size: bool = True
 

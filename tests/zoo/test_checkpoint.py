@@ -6,9 +6,11 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import zoo
+import zoo.blocks.window
 
 CASE = {
     "class_": "ShiftWindowAttention",
@@ -44,6 +46,70 @@ def test_entries_that_follow_from_the_size_are_the_models_own(tmp_path, trained)
     zoo.load_checkpoint(larger, path)
     assert torch.equal(larger.attn_mask, mask)
     assert torch.equal(larger.proj_qkv.weight, trained.proj_qkv.weight)
+
+
+def sparse(side: int) -> torch.Tensor:
+    """A table of one head whose entries grow along both axes."""
+    axis = torch.linspace(-1, 1, side)
+    return (axis[:, None] + 2 * axis)[None]
+
+
+def test_a_table_for_another_window_is_resized_bicubically(tmp_path, fill):
+    narrow, wide = (
+        fill(zoo.create_block("window", channels=8, heads=2, window=window)) for window in (3, 5)
+    )
+    path = tmp_path / "w.pth"
+    table = torch.cat([sparse(5), -sparse(5)]).flatten(1).mT
+    torch.save({"model": {**narrow.state_dict(), "relative_position_bias_table": table}}, path)
+    zoo.load_checkpoint(wide, path)
+    expected = F.interpolate(table.mT.reshape(1, 2, 5, 5), size=(9, 9), mode="bicubic")
+    found = wide.relative_position_bias_table.mT.reshape(2, 9, 9)
+    torch.testing.assert_close(found, expected[0])
+    assert torch.equal(wide.relative_position_index, zoo.blocks.window.relative_index(5))
+    assert torch.equal(wide.proj_qkv.weight, narrow.proj_qkv.weight)
+
+
+def test_a_table_for_another_map_is_resized_bicubically(tmp_path, fill):
+    options = {"heads": 2, "groups": 1, "position": "table"}
+    small, large = (
+        fill(zoo.create_block("dat", 8, table_size=size, **options)) for size in ((7, 7), (7, 10))
+    )
+    path = tmp_path / "w.pth"
+    torch.save({"model": small.state_dict()}, path)
+    zoo.load_checkpoint(large, path)
+    expected = F.interpolate(small.rpe_table[None], size=(13, 19), mode="bicubic")[0]
+    torch.testing.assert_close(large.rpe_table, expected)
+
+
+def test_a_dat_checkpoint_for_224_gives_a_network_for_448(tmp_path):
+    path = tmp_path / "dat.pth"
+    torch.manual_seed(1)
+    saved = zoo.create_model("dat_tiny")
+    torch.save({"model": saved.state_dict(), "epoch": 300}, path)
+    loaded = zoo.create_model("dat_tiny", img_size=448, checkpoint=path)
+    assert loaded.stages[2].attns[1].rpe_table.shape == (12, 55, 55)
+    assert torch.equal(loaded.cls_head.weight, saved.cls_head.weight)
+    assert loaded.eval()(torch.zeros(1, 3, 448, 448)).isfinite().all()
+
+
+def test_a_pvt_checkpoint_for_another_size_acts_as_the_network_it_was_made_for(tmp_path, noise):
+    path = tmp_path / "pvt.pth"
+    torch.manual_seed(1)
+    saved = zoo.create_model("pvt_tiny", img_size=96).eval()
+    torch.save({"model": saved.state_dict()}, path)
+    loaded = zoo.create_model("pvt_tiny", img_size=(128, 160), checkpoint=path).eval()
+    x = noise("x", 1, 3, 128, 160)
+    torch.testing.assert_close(loaded(x), saved(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_pyramid_takes_the_checkpoint_of_the_classifier(tmp_path, noise):
+    path = tmp_path / "pvt.pth"
+    torch.manual_seed(1)
+    saved = zoo.create_model("pvt_tiny", img_size=64).eval()
+    torch.save({"model": saved.state_dict()}, path)
+    loaded = zoo.create_model("pvt_tiny", img_size=64, features_only=True, checkpoint=path)
+    x = noise("x", 1, 3, 64, 64)
+    assert torch.equal(loaded.eval()(x)[0], saved.forward_stage(0, x))
 
 
 def test_mismatches_are_listed_and_nothing_is_loaded(tmp_path, trained):

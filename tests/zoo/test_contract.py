@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import zoo
 from zoo.names import parse_name
 from zoo.spec import BLOCKS, MODELS
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
+BACKBONES = [name for name, spec in MODELS.items() if spec.task == "classify"]
 NAMES = [*MODELS, "yolov8n+dat"]
-SIDE = {"dat_tiny": 224}  # the smallest input of each family; elsewhere two cells of the last map
+FAMILIES = ["dat_tiny", "dat_pp_tiny", "dat_p_tiny", "pvt_tiny", "pvt_v2_b0", "swin_tiny"]
+HALVES = [torch.bfloat16, torch.float16]
 
 
-def small(name: str) -> tuple[torch.nn.Module, int]:
-    """A model with few classes at a small input."""
-    side = SIDE.get(name, 64)
-    spec = parse_name(name).spec
-    options = {"num_classes": 10, "img_size": side}
-    options = {k: v for k, v in options.items() if k in spec.options}
+def small(name: str, **options) -> tuple[torch.nn.Module, int]:
+    """A model with few classes at the smallest input, or that of two cells of the last map."""
+    named = parse_name(name)
+    side = max(64, named.spec.minimum)
+    given = {"num_classes": 10, "img_size": side, **options}
     torch.manual_seed(0)
-    return zoo.create_model(name, **options), side
+    model = zoo.create_model(name, **{k: v for k, v in given.items() if takes(named.spec, k)})
+    return model, side
+
+
+def takes(spec, option: str) -> bool:
+    return option in (*spec.options, *zoo.spec.PYRAMID)
+
+
+def micro(case: str) -> tuple[torch.nn.Module, int]:
+    """A shallow network with all the parts of its family."""
+    golden = json.loads((GOLDENS / f"{case}.json").read_text())
+    return zoo.build_reference(golden), golden["kwargs"]["img_size"]
 
 
 def logits(output):
@@ -30,6 +48,24 @@ def logits(output):
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_count_is_the_official_one(name):
     assert sum(p.numel() for p in zoo.create_model(name).parameters()) == MODELS[name].params
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_figures_are_published_with_their_source(name):
+    spec = MODELS[name]
+    assert spec.source
+    assert spec.family != "external"
+    assert bool(spec.published_source) == bool(spec.published_macs)
+    assert bool(spec.published_macs) == (name != "dat_p_tiny")  # no paper prints it
+    assert bool(spec.published_top1) == (bool(spec.published_macs) and spec.task == "classify")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_has_the_common_options(name):
+    defaults = {k: p.default for k, p in inspect.signature(MODELS[name].load()).parameters.items()}
+    assert defaults["img_size"] == MODELS[name].img_size
+    assert defaults["num_classes"] == 1000
+    assert 0 < defaults["drop_path_rate"] < 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,16 +83,155 @@ def test_output_is_finite_repeatable_and_independent_of_the_batch(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_step_reaches_every_parameter(name):
-    model, side = small(name)
-    output = model.train()(torch.randn(2, 3, side, side))
+def test_one_step_of_training_changes_every_parameter(name):
+    model, side = small(name, drop_path_rate=0.0)  # a dropped block would see no gradient
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    # A key's bias has no gradient but rounding, since softmax does not see it: hence the eps.
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, eps=1e-12)
+    output = model(torch.randn(2, 3, side, side))
     parts = output.values() if isinstance(output, dict) else [output]
     tensors = [t for part in parts for t in (part if isinstance(part, list) else [part])]
     sum((t.float() ** 2).sum() for t in tensors).backward()
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    unreached = [n for n, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0]
-    # A key's bias shifts all logits of a query alike, which softmax does not see.
-    assert [n for n in unreached if not n.endswith(("proj_k.bias", "kv.bias"))] == []
+    optimizer.step()
+    after = dict(model.named_parameters())
+    assert [n for n, p in before.items() if torch.equal(p, after[n])] == []
+    assert [n for n, p in after.items() if not p.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_twenty_steps_learn_to_tell_two_patterns_apart(name):
+    model, side = small(name, num_classes=2)
+    stripes = torch.arange(side).div(4, rounding_mode="floor").remainder(2).float() * 2 - 1
+    across = stripes.expand(3, side, side)
+    x = torch.stack([across, across.mT]) + 0.1 * torch.randn(2, 3, side, side)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-4)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), torch.tensor([0, 1]))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) / 3 < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_are_a_pyramid_as_timm_has_it(name):
+    model, side = small(name, features_only=True)
+    info = model.feature_info
+    with torch.no_grad():
+        maps = model.eval()(torch.randn(1, 3, side, side))
+    assert info.reduction() == [4, 8, 16, 32]
+    sides = [side // 4, side // 8, side // 16, side // 32]
+    expected = [(1, c, s, s) for c, s in zip(info.channels(), sides, strict=True)]
+    assert [tuple(m.shape) for m in maps] == expected
+    assert all(m.isfinite().all() for m in maps)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cut_pyramid_has_the_same_maps_and_no_idle_parameter(name):
+    whole, side = small(name, features_only=True, drop_path_rate=0.0)
+    cut, _ = small(name, features_only=True, out_indices=(0, -2), drop_path_rate=0.0)
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        maps = whole.eval()(x)
+    first, third = cut.eval()(x)
+    assert torch.equal(first, maps[0])
+    assert torch.equal(third, maps[2])
+    assert cut.feature_info.channels() == [whole.feature_info.channels()[i] for i in (0, 2)]
+    (first.square().mean() + third.square().mean()).backward()
+    assert [n for n, p in cut.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("indices", [(4,), (1, 0), (0, 0), ("a",), ()])
+def test_stages_that_are_not_there_are_refused(indices):
+    with pytest.raises(zoo.ZooError, match="numbers of stages in rising order, out of 0 to 3"):
+        zoo.create_model("pvt_tiny", features_only=True, out_indices=indices)
+
+
+def test_out_indices_want_features_only():
+    with pytest.raises(zoo.ZooError, match="without features_only"):
+        zoo.create_model("pvt_tiny", out_indices=(1,))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_autocast_is_near_float32(name, dtype):
+    model, side = small(name)
+    x = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        with torch.autocast("cpu", dtype):
+            output = model(x)
+    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def check_export(model: torch.nn.Module, side: int) -> None:
+    x = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def check_compile(model: torch.nn.Module, side: int) -> None:
+    x = torch.randn(1, 3, side, side)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model.eval(), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+SHALLOW = {
+    "dat": lambda: micro("dat_v1_micro_128"),
+    "dat_pp": lambda: micro("dat_pp_micro_128"),
+    "pvt": lambda: small("pvt_tiny"),
+    "pvt_v2": lambda: small("pvt_v2_b0"),
+    "swin": lambda: small("swin_tiny"),
+    "features": lambda: small("pvt_tiny", features_only=True),
+}
+
+
+@pytest.mark.parametrize("build", SHALLOW.values(), ids=SHALLOW)
+def test_every_family_is_exported(build):
+    check_export(*build())
+
+
+@pytest.mark.parametrize("build", SHALLOW.values(), ids=SHALLOW)
+def test_every_family_is_compiled_without_a_break(build):
+    check_compile(*build())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_exported_and_compiled_without_a_break(name):
+    model, side = small(name)
+    check_export(model, side)
+    check_compile(model, side)
+
+
+@pytest.mark.parametrize("name", ["dat_pp_tiny", "dat_p_tiny", "pvt_tiny", "pvt_v2_b0"])
+def test_other_sizes_than_that_of_the_tables_work(name, fill, noise):
+    model = fill(zoo.create_model(name, num_classes=10))
+    for h, w in ((96, 160), (224, 64)):
+        assert model(noise("x", 1, 3, h, w)).isfinite().all()
+
+
+def test_dat_takes_multiples_of_its_windows(fill, noise):
+    model = fill(zoo.create_model("dat_tiny", num_classes=10))
+    assert model(noise("x", 1, 3, 224, 448)).isfinite().all()
+
+
+def test_dat_pp_takes_any_size(fill, noise):
+    model = fill(zoo.create_model("dat_pp_tiny", num_classes=10))
+    assert model(noise("x", 1, 3, 33, 71)).isfinite().all()
+
+
+def test_the_tables_of_dat_pp_base_384_are_those_of_224():
+    model = zoo.create_model("dat_pp_base_384")
+    assert model.stages[0].attns[1].rpe_table.shape == (4, 111, 111)
+    larger = zoo.create_model("dat_pp_base_384", img_size=768)
+    assert larger.stages[0].attns[1].rpe_table.shape == (4, 223, 223)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -73,19 +248,3 @@ def test_blocks_keep_the_shape_and_reach_every_parameter(name, side):
     assert x.grad.isfinite().all()
     unreached = [n for n, p in block.named_parameters() if p.grad is None]
     assert unreached == []
-
-
-@pytest.mark.parametrize("name", ["dat_tiny", "pvt_small", "swin_tiny"])
-def test_options_reach_the_network(name):
-    model, side = small(name)
-    assert model(torch.randn(1, 3, side, side)).shape == (1, 10)
-
-
-def test_pvt_takes_other_sizes_than_it_was_built_for(fill, noise):
-    model = fill(zoo.create_model("pvt_tiny", num_classes=10))
-    assert model(noise("x", 1, 3, 96, 160)).shape == (1, 10)
-
-
-def test_dat_takes_other_sizes_than_it_was_built_for(fill, noise):
-    model = fill(zoo.create_model("dat_tiny", num_classes=10))
-    assert model(noise("x", 1, 3, 224, 448)).isfinite().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import zoo
+from zoo.features import Features
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -48,6 +50,21 @@ def test_deformable_points_are_the_official_ones(golden, fill, noise):
     pos_yx, reference_yx = module.points(noise(golden["input_seed_name"], *golden["input_shape"]))
     torch.testing.assert_close(pos_yx, expected["pos"], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(reference_yx, expected["reference"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["dat_v1_micro_128", "dat_pp_micro_128", "dat_pp_tiny_224"])
+def test_a_pyramid_holds_the_official_stages(case, fill, noise):
+    golden = json.loads((GOLDENS / f"{case}.json").read_text())
+    model = Features(fill(zoo.build_reference(golden)))
+    with torch.no_grad():
+        maps = model(noise(golden["input_seed_name"], *golden["input_shape"]))
+    for ours, official in zip(maps, golden["stage_stats"], strict=True):
+        assert list(ours.shape) == official["shape"]
+        found = {"mean": ours.mean(), "std": ours.std(), "absmax": ours.abs().max()}
+        expected = {key: official[key] for key in found}
+        assert {k: v.item() for k, v in found.items()} == pytest.approx(
+            expected, rel=1e-5, abs=1e-4
+        )
 
 
 def test_an_unknown_class_is_refused_with_those_that_there_are():

@@ -87,5 +87,5 @@ def test_off_sizes_name_a_near_one_that_works():
 
 
 def test_lists_are_shell_patterns():
-    assert zoo.list_models("pvt*") == ["pvt_tiny", "pvt_small"]
+    assert zoo.list_models("pvt_[tsml]*") == ["pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"]
     assert "dat" in zoo.list_blocks()

@@ -16,7 +16,7 @@ from zoo.spec import BLOCKS, MODELS
 def package(tmp_path, monkeypatch):
     """Make a package out of files: package({"a.py": source}) is a registry over it."""
 
-    def make(files: dict[str, str]) -> Registry[Spec]:
+    def make(files: dict[str, str], **options) -> Registry[Spec]:
         folder = tmp_path / "shelf"
         folder.mkdir()
         (folder / "__init__.py").write_text("")
@@ -24,7 +24,7 @@ def package(tmp_path, monkeypatch):
             (folder / name).write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "shelf", raising=False)
-        return Registry("thing", "shelf", "thing", Spec)
+        return Registry("thing", "shelf", "thing", Spec, **options)
 
     return make
 
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_does_not_leave_half_a_registry(package):
 
 
 def test_code_outside_the_package_registers_by_decorating(package):
-    registry = package({"a.py": TOY})
+    registry = package({"a.py": TOY}, leading=1)
 
     @registry.register("mine", aliases=("m",))
     class Mine:
@@ -94,7 +94,7 @@ def test_unknown_options_are_refused_with_a_near_one():
 @pytest.mark.parametrize("registry", [MODELS, BLOCKS], ids=["models", "blocks"])
 def test_reading_and_importing_agree(registry):
     for name, spec in registry.items():
-        live = Registry(registry.kind, "zoo.nothing", "x", type(spec))
+        live = Registry(registry.kind, "zoo.nothing", "x", type(spec), leading=registry.leading)
         live._full = True
         facts = {
             f.name: getattr(spec, f.name)

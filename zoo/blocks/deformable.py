@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from zoo.layers import ChannelNorm
+from zoo.layers import ChannelNorm, resized_table
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -165,6 +165,12 @@ class DeformableAttention(nn.Module):
             rearrange(pos_yx, pattern, g=self.groups),
             rearrange(reference_yx, pattern, g=self.groups),
         )
+
+    def fit_entry(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Resize a bias table of a checkpoint that was made for another map."""
+        if name == "rpe_table" and self.position == "table" and value.ndim == 3:
+            return resized_table(value, self.rpe_table.shape[-2:])
+        return value
 
     def _points(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offset = self.conv_offset(rearrange(q, "b (g c) h w -> (b g) c h w", g=self.groups))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import init_linear, sides
+from zoo.layers import init_linear, resized_table, sides
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -73,6 +75,15 @@ class WindowAttention(nn.Module):
         out = self.proj_out(rearrange(out, "b l a n d -> b l n (a d)"))
         out = rearrange(out, "b (i j) (y x) c -> b c (i y) (j x)", i=rows, y=window)
         return self.proj_drop(out)
+
+    def fit_entry(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Resize a bias table of a checkpoint that was made for another window."""
+        side = math.isqrt(value.shape[0])
+        if name != "relative_position_bias_table" or value.ndim != 2 or side**2 != value.shape[0]:
+            return value
+        table = rearrange(value, "(i j) a -> a i j", i=side)
+        own = 2 * self.window - 1
+        return rearrange(resized_table(table, (own, own)), "a i j -> (i j) a")
 
 
 @block(

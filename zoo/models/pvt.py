@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,6 +116,20 @@ class PVT(Pyramid):
             for name in (f"patch_embed{i}", f"block{i}", f"pos_embed{i}"):
                 delattr(self, name)
             self.register_parameter("cls_token", None)
+
+    def fit_entry(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Resize an embedding of a checkpoint that was made for another, square map.
+
+        Bilinearly, as `forward` does for a map that differs from the one of the network.
+        """
+        number = name.removeprefix("pos_embed")
+        if name == number or value.ndim != 3:
+            return value
+        extra = int(number) == len(self.map_sizes)
+        side = math.isqrt(value.shape[1] - extra)
+        if side**2 + extra != value.shape[1]:
+            return value
+        return resized(value, (side, side), self.map_sizes[int(number) - 1])
 
     def _tokens(self, i: int, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Tokens of a stage, in the last behind the class token, and their map's size."""
