@@ -210,13 +210,15 @@ class Registry(Mapping[str, S], Generic[S]):
             owner = {"family": point.dist.name, "source": f"{point.dist.name} {point.dist.version}"}
         fields = {field.name for field in dataclasses.fields(self._spec)}
         known = {name: value for name, value in owner.items() if name in fields}
-        marked = [m for m in decorated(path, self._decorator) if point.attr in ("", m[2].name)]
+        marked = [
+            m for m in decorated(path, self._decorator) if (point.attr or m[2].name) == m[2].name
+        ]
         for name, facts, node in marked:
             yield self._spec_of(name, point.module, node, {**known, **facts})
         if marked:
             return
         defined = definitions(ast.parse(path.read_text(encoding="utf-8")).body)
-        found = defined.get(point.attr)
+        found = defined.get(point.attr or "")
         if not isinstance(found, Definition):
             what = point.attr or f"@{self._decorator}"
             raise ValueError(f"{path} has no function or class {what}")
