@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoo import list_blocks, list_models
+from zoo import external, list_blocks, list_models
 from zoo.names import parse_name
 from zoo.spec import ModelSpec
 
@@ -24,7 +24,14 @@ def names() -> list[str]:
 
 
 def rows(pattern: str = "*") -> list[dict[str, Any]]:
-    """Facts of what matches a shell pattern by its name or short name."""
+    """Facts of what matches a shell pattern by its name or short name.
+
+    A pattern that starts with the name of a library, e.g. "timm:*", looks through its models.
+    """
+    library = pattern.partition(":")[0]
+    if library in external.LIBRARIES:
+        there = [f"{library}:{name}" for name in external.names(library)]
+        return [facts(name) for name in fnmatch.filter(there, pattern)]
     found = map(facts, names())
     return [r for r in found if fnmatch.filter([r["model"], *r["aliases"].split()], pattern)]
 
@@ -75,5 +82,8 @@ def show(found: Sequence[dict[str, Any]]) -> RenderableType:
         numbers = (scaled(row["params"], 1e6), scaled(row["published_macs"], 1e9))
         top1 = rounded(row["published_top1"])
         table.add_row(row["model"], row["aliases"], size, *numbers, top1, row["summary"])
-    note = "GMACs and top-1 as published; --format csv and json name the sources."
-    return Group(table, "", Text(note))
+    notes = (
+        "GMACs and top-1 as published; --format csv and json name the sources.",
+        f"Elsewhere: {external.FORMS}.",
+    )
+    return Group(table, "", *map(Text, notes))

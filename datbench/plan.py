@@ -63,14 +63,19 @@ class Case:
         return [spec.module for spec in specs if spec is not None]
 
     @property
-    def published(self) -> tuple[float | None, float | None]:
-        """MACs and top-1 as published, where the model and the input are the published ones."""
+    def published(self) -> dict[str, Any]:
+        """Published figures, where the model and the input are the published ones."""
         spec, (_, h, w) = self.named.spec, self.workload.input_shape
         if not isinstance(spec, ModelSpec) or self.named.block or not h == w == spec.img_size:
-            return None, None
-        if set(self.named.options) - {"img_size", "drop_path_rate"}:
-            return None, None
-        return spec.published_macs, spec.published_top1
+            return {}
+        if not spec.published_source or set(self.named.options) - {"img_size", "drop_path_rate"}:
+            return {}
+        return {
+            "published_params": spec.params,
+            "published_macs": spec.published_macs,
+            "published_top1": spec.published_top1,
+            "published_source": spec.published_source,
+        }
 
     @property
     def key(self) -> str:

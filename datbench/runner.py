@@ -221,7 +221,6 @@ class _Run:
         measurements = [*arm.measurements]
         if timed:
             measurements += summarise(timed, case.workload.batch_size)
-        published_macs, published_top1 = case.published
         return Record(
             run_id=self.folder.run_id,
             key=case.key,
@@ -235,8 +234,7 @@ class _Run:
             comparison=self._comparison(arm),
             warnings=tuple(dict.fromkeys(arm.warnings)),
             error=arm.error,
-            published_macs=published_macs,
-            published_top1=published_top1,
+            **case.published,
         )
 
     def _save(self, arm: Arm) -> Record:

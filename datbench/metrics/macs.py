@@ -8,6 +8,9 @@ there is a matrix product inside: fused attention, `baddbmm` and deformable conv
 has no rule for is either on the list of operators without multiply-adds worth counting, or the
 row is flagged `uncounted_ops`.
 
+Products that a module does only to mask them are left out of both counts: it tells their number
+as `excess_macs`, as neighborhood attention does, whose tiles see more keys than its windows.
+
 Second opinion: torch's FlopCounterMode, which counts products only. The same operators of both
 are compared; more than 2 % apart flags `macs_disagree`.
 """
@@ -34,14 +37,15 @@ NEGLIGIBLE = frozenset(
     f"aten::{name}"
     for name in """
     abs adaptive_max_pool2d add add_ arange argsort avg_pool2d bernoulli_ bitwise_and ceil clamp
-    clone copy_ cos cumsum div div_ dropout dropout_ elu empty_like eq erf exp expand_as fill_
-    flip floor floor_divide gather ge gelu glu gt hardsigmoid hardswish hardtanh hardtanh_ im2col
-    index le leaky_relu linalg_vector_norm linspace log log2 log_softmax logical_and logical_not
-    lt masked_fill max max_pool2d maximum mean meshgrid min minimum mish mul mul_ ne neg new_zeros
-    nonzero norm ones ones_like pad pixel_shuffle pixel_unshuffle pow rand reciprocal
-    reflection_pad2d relu6 relu_ remainder repeat roll rsqrt rsub scatter scatter_ sigmoid
-    sigmoid_ sign silu silu_ sin softmax sort sqrt stack sub sub_ sum tanh topk tril triu type_as
-    unflatten unfold unsqueeze_ upsample_linear1d var_mean where zeros zeros_like
+    clone copy_ cos cumsum div div_ dropout dropout_ elu empty_like eq erf exp expand_as fill_ flip
+    floor floor_divide gather ge gelu glu gt hardsigmoid hardswish hardswish_ hardtanh hardtanh_
+    im2col index index_select le leaky_relu linalg_vector_norm linspace log log2 log_softmax
+    logical_and logical_not lt masked_fill max max_pool2d maximum mean meshgrid min minimum mish mul
+    mul_ ne neg new_zeros nonzero norm ones ones_like pad pixel_shuffle pixel_unshuffle pow rand
+    reciprocal reflection_pad2d relu6 relu_ remainder repeat repeat_interleave roll rsqrt rsub
+    scatter scatter_ sigmoid sigmoid_ sign silu silu_ sin softmax sort sqrt stack sub sub_ sum tanh
+    topk tril triu type_as unflatten unfold unsqueeze_ upsample_linear1d var_mean where zeros
+    zeros_like
     """.split()
 )
 PRODUCTS = frozenset(
@@ -58,13 +62,13 @@ def macs(trial: Trial) -> Iterator[Measurement]:
     model = copy.deepcopy(trial.model).float().cpu().eval()
     image = trial.inputs[:1].float().cpu().contiguous()
     by_operator, uncounted = count(model, image)
-    total = sum(by_operator.values())
+    second, excess = second_opinion(model, image)
+    total = sum(by_operator.values()) - excess
     doubts = []
     if unknown := {k: n for k, n in uncounted.items() if k not in NEGLIGIBLE}:
         listed = ", ".join(f"{name} ({n})" for name, n in sorted(unknown.items()))
         doubts.append(f"uncounted_ops: no rule for {listed}")
-    products = sum(n for name, n in by_operator.items() if name in PRODUCTS)
-    second = second_opinion(model, image)
+    products = sum(n for name, n in by_operator.items() if name in PRODUCTS) - excess
     if abs(products - second) > DISAGREE * max(products, second):
         doubts.append(
             f"macs_disagree: fvcore counts {products / 1e9:.4g} G in products, "
@@ -100,8 +104,12 @@ def count(model: nn.Module, image: Tensor) -> tuple[Counter[str], Counter[str]]:
     return Counter({k: round(v) for k, v in by_operator.items()}), Counter(uncounted)
 
 
-def second_opinion(model: nn.Module, image: Tensor) -> int:
-    """Count the products of one forward with torch's FlopCounterMode, in multiply-adds."""
+def second_opinion(model: nn.Module, image: Tensor) -> tuple[int, int]:
+    """Count the products of one forward with torch's FlopCounterMode.
+
+    Returns:
+        Multiply-adds that are needed, and those that modules do in excess.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -115,9 +123,26 @@ def second_opinion(model: nn.Module, image: Tensor) -> int:
     if hasattr(torch.ops.torchvision, "deform_conv2d"):
         rules[torch.ops.torchvision.deform_conv2d] = deformable
     counter = FlopCounterMode(display=False, custom_mapping=rules)
-    with counter, torch.no_grad(), _without_fast_path():
+    with counter, torch.no_grad(), _without_fast_path(), _excess(model) as excess:
         model(image)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 - sum(excess), sum(excess)
+
+
+@contextlib.contextmanager
+def _excess(model: nn.Module) -> Iterator[list[int]]:
+    """Collect what the modules that know of products in excess tell of them in a forward."""
+    told: list[int] = []
+
+    def hook(module: Any, inputs: tuple[Tensor, ...], _: Any) -> None:
+        told.append(module.excess_macs(inputs[0]))
+
+    knowing = [module for module in model.modules() if hasattr(module, "excess_macs")]
+    hooks = [module.register_forward_hook(hook) for module in knowing]
+    try:
+        yield told
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 @contextlib.contextmanager

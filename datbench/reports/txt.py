@@ -15,7 +15,7 @@ from datbench.records import Comparison, Record
 from datbench.reports import report
 
 WIDTH = 120  # columns of plain text
-ROOMY = 100  # columns from which a comparison stands on one line
+ROOMY = 100  # columns from which a comparison stands on one line, and published figures do
 
 
 @report("txt")
@@ -28,7 +28,7 @@ def txt(records: Sequence[Record]) -> str:
 
 def show(records: Sequence[Record], width: int = WIDTH) -> RenderableType:
     """Lay out a table with its notes; it fits 80 columns."""
-    titles, rows = tabulate(records)
+    titles, rows = tabulate(records, published=width >= ROOMY)
     table = plain_table()
     for title in titles:
         wraps = title == "model" or title.startswith("time")
@@ -55,19 +55,29 @@ def plain_table(*, expand: bool = False) -> Table:
     )
 
 
-def tabulate(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Return the titles and the rounded cells of each record; flags are left to the caller."""
+def tabulate(
+    records: Sequence[Record], *, published: bool = True
+) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the rounded cells of each record; flags are left to the caller.
+
+    Published figures have columns of their own where there are any and `published` asks for them.
+    """
     columns: dict[str, Callable[[Record], str]] = {
         "model": lambda r: r.model,
         "input": shape,
         "params\nM": lambda r: scaled(r.values.get("params"), 1e6),
         "GMACs": lambda r: scaled(r.values.get("macs"), 1e9),
+        "GMACs\npaper": lambda r: scaled(r.published_macs, 1e9),
+        "top-1\n%": lambda r: rounded(r.published_top1),
         "latency\nms [95 %]": latency,
         "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
         "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
     }
     if len({shape(record) for record in records}) == 1:
         del columns["input"]
+    for title, known in (("GMACs\npaper", "published_macs"), ("top-1\n%", "published_top1")):
+        if not published or all(getattr(record, known) is None for record in records):
+            del columns[title]
     baselines = {r.comparison.baseline for r in records if r.comparison}
     if baselines:
         columns[f"time against\n{', '.join(sorted(baselines))}"] = lambda r: (
@@ -103,8 +113,22 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
             "No verdict: one process pair, so the interval leaves out what differs from process "
             "to process."
         )
+    for record in records:
+        if record.published_source:
+            yield as_published(record)
     one_shape = len({shape(record) for record in records}) == 1
     yield from dict.fromkeys(conditions(record, one_shape) for record in records)
+
+
+def as_published(record: Record) -> str:
+    """Tell the published figures and where they stand."""
+    figures = {
+        "M parameters": scaled(record.published_params, 1e6),
+        "GMACs": scaled(record.published_macs, 1e9),
+        "% top-1": rounded(record.published_top1),
+    }
+    known = ", ".join(f"{figure} {unit}" for unit, figure in figures.items() if figure)
+    return f"{record.model} as published: {known}; {record.published_source}"
 
 
 def conditions(record: Record, with_shape: bool) -> str:
