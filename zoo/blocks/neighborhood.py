@@ -21,7 +21,7 @@ from zoo.registry import ZooError
 from zoo.spec import block
 
 
-class Tiles(NamedTuple):
+class Axis(NamedTuple):
     """How one axis of a map is cut into tiles, as indices.
 
     Args:
@@ -29,12 +29,29 @@ class Tiles(NamedTuple):
         key: pixel of each key of each tile, (tiles, m).
         entry: entry of the bias table, key minus query plus k - 1, (tiles, n, m); 2k - 1 where the
             key is outside the query's window.
-        home: place of each pixel among the queries of all tiles, (length,).
+        home: tile and place in it of each pixel, (length,) each.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     entry: torch.Tensor
+    home: tuple[torch.Tensor, torch.Tensor]
+
+
+class Tiles(NamedTuple):
+    """How a map is cut into tiles; pixels are numbered row by row.
+
+    Args:
+        query: pixel of each query of each tile, (tiles, n).
+        key: pixel of each key of each tile, (tiles, m).
+        entry_y, entry_x: as `Axis.entry`, of rows and of columns.
+        home: place of each pixel among the queries of all tiles, (h, w).
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    entry_y: torch.Tensor
+    entry_x: torch.Tensor
     home: torch.Tensor
 
 
@@ -86,68 +103,83 @@ class NeighborhoodAttention(nn.Module):
         self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         self.map_size = None if map_size is None else self._padded(map_size[0], map_size[1])
-        for axis, length in zip("yx", self.map_size or (), strict=False):
-            tiles = tile(length, kernel_size, dilation)
+        if self.map_size is not None:
+            tiles = cut(*self.map_size, kernel_size, dilation)
             for name, tensor in tiles._asdict().items():
-                self.register_buffer(f"{name}_{axis}", tensor, persistent=False)
+                self.register_buffer(name, tensor, persistent=False)
         self.apply(init_linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its neighborhood."""
         h, w = x.shape[-2:]
-        size = self._padded(h, w)
-        x = F.pad(rearrange(x, "b c h w -> b h w c"), (0, 0, 0, size[1] - w, 0, size[0] - h))
-        rows, columns = self._tiles(size, x.device)
-        q, kv = self.qkv(x).split((x.shape[-1], 2 * x.shape[-1]), -1)
-        queries = _gathered(q * self.scale, rows.query, columns.query, self.heads)
-        keys, values = _gathered(kv, rows.key, columns.key, 2 * self.heads).chunk(2, 2)
-        logits = queries @ keys.transpose(-1, -2) + self._bias(rows.entry, columns.entry)
+        rows, columns = self._padded(h, w)
+        tiles = self._tiles(rows, columns, x.device)
+        tokens = rearrange(F.pad(x, (0, columns - w, 0, rows - h)), "b c h w -> b (h w) c")
+        qkv = rearrange(self.qkv(tokens), "b s (a d) -> b a s d", a=3 * self.heads)
+        q, k, v = qkv.chunk(3, 1)
+        queries = _gathered(q * self.scale, tiles.query)  # (b, heads, tiles, n, d)
+        keys, values = _gathered(k, tiles.key), _gathered(v, tiles.key)
+        logits = queries @ keys.transpose(-1, -2) + self._bias(tiles.entry_y, tiles.entry_x)
         out = self.attn_drop(logits.softmax(-1)).to(values.dtype) @ values
-        out = rearrange(
-            out,
-            "b (i j) a (y x) d -> b (i y) (j x) (a d)",
-            i=len(rows.query),
-            y=rows.query.shape[1],
-        )
-        out = out.index_select(1, rows.home[:h]).index_select(2, columns.home[:w])
-        return self.proj_drop(rearrange(self.proj(out), "b h w c -> b c h w"))
+        out = out.flatten(2, 3).index_select(2, tiles.home[:h, :w].flatten())
+        out = self.proj(rearrange(out, "b a s d -> b s (a d)"))
+        return self.proj_drop(rearrange(out, "b (h w) c -> b c h w", h=h))
 
     def excess_macs(self, x: torch.Tensor) -> int:
         """Multiply-adds for one image like `x` with keys outside the windows, masked by the tiles.
 
         A kernel made for the operator does not do them.
         """
-        size = self._padded(x.shape[-2], x.shape[-1])
-        rows, columns = self._tiles(size, x.device)
-        done = rows.entry.numel() * columns.entry.numel()
-        needed = size[0] * size[1] * self.kernel_size**2
-        return 2 * x.shape[1] * (done - needed)
+        rows, columns = self._padded(x.shape[-2], x.shape[-1])
+        tiles = self._tiles(rows, columns, x.device)
+        done = tiles.query.numel() * tiles.key.shape[1]
+        return 2 * x.shape[1] * (done - rows * columns * self.kernel_size**2)
 
     def _padded(self, h: int, w: int) -> tuple[int, int]:
         window = self.kernel_size * self.dilation
         return max(h, window), max(w, window)
 
-    def _tiles(self, size: tuple[int, int], device: torch.device) -> tuple[Tiles, Tiles]:
-        if size == self.map_size:
-            kept = [
-                Tiles(*(self.get_buffer(f"{name}_{axis}") for name in Tiles._fields))
-                for axis in "yx"
-            ]
-            return kept[0], kept[1]
-        rows, columns = (tile(n, self.kernel_size, self.dilation, device) for n in size)
-        return rows, columns
+    def _tiles(self, rows: int, columns: int, device: torch.device) -> Tiles:
+        if (rows, columns) == self.map_size:
+            return Tiles(*map(self.get_buffer, Tiles._fields))
+        return cut(rows, columns, self.kernel_size, self.dilation, device)
 
     def _bias(self, entry_y: torch.Tensor, entry_x: torch.Tensor) -> torch.Tensor:
-        """Bias of each query and key of each tile, (tiles, heads, n, m)."""
+        """Bias of each query and key of each tile, (heads, tiles, n, m)."""
         table = F.pad(self.rpb, (0, 1, 0, 1), value=float("-inf"))
         bias = table.index_select(1, entry_y.flatten()).index_select(2, entry_x.flatten())
         (i, y, _), (j, x, _) = entry_y.shape, entry_x.shape
-        pattern = "a (i y ky) (j x kx) -> (i j) a (y x) (ky kx)"
+        pattern = "a (i y ky) (j x kx) -> a (i j) (y x) (ky kx)"
         return rearrange(bias, pattern, i=i, j=j, y=y, x=x)
 
 
-def tile(length: int, kernel_size: int, dilation: int, device: torch.device | None = None) -> Tiles:
-    """Cut an axis into tiles of about half a window; `length` is at least the window.
+def cut(
+    h: int, w: int, kernel_size: int, dilation: int, device: torch.device | None = None
+) -> Tiles:
+    """Cut a map into tiles; its sides are at least the window."""
+    rows = cut_axis(h, kernel_size, dilation, device)
+    columns = cut_axis(w, kernel_size, dilation, device)
+
+    def pixels(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        grid = y[:, None, :, None] * w + x[None, :, None, :]
+        return grid.flatten(0, 1).flatten(1)
+
+    (tile_y, place_y), (tile_x, place_x) = rows.home, columns.home
+    across, side = len(columns.query), columns.query.shape[1]
+    tile, place = tile_y[:, None] * across + tile_x, place_y[:, None] * side + place_x
+    return Tiles(
+        query=pixels(rows.query, columns.query),
+        key=pixels(rows.key, columns.key),
+        entry_y=rows.entry,
+        entry_x=columns.entry,
+        home=tile * side * rows.query.shape[1] + place,
+    )
+
+
+def cut_axis(
+    length: int, kernel_size: int, dilation: int, device: torch.device | None = None
+) -> Axis:
+    """Cut an axis into tiles of about half a window.
 
     Pixels that are `dilation` apart form a line of their own, with windows of its own.
     """
@@ -168,19 +200,18 @@ def tile(length: int, kernel_size: int, dilation: int, device: torch.device | No
     inside = (offset >= 0) & (offset < kernel_size)
     entry = seen[:, None] - place[..., None] + kernel_size - 1
     pixel = arange(length)
-    return Tiles(
+    own = pixel // dilation  # place of a pixel in its line
+    return Axis(
         query=place * dilation + line[:, None],
         key=seen.minimum(last[:, None]) * dilation + line[:, None],
         entry=torch.where(inside, entry, 2 * kernel_size - 1),
-        home=pixel % dilation * (per_line * side) + pixel // dilation,
+        home=(pixel % dilation * per_line + own // side, own % side),
     )
 
 
-def _gathered(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, heads: int) -> torch.Tensor:
-    """Collect the pixels of tiles of rows `y` and columns `z`, (b, tiles, heads, n, d)."""
-    x = x.index_select(1, y.flatten()).index_select(2, z.flatten())
-    pattern = "b (i y) (j x) (a d) -> b (i j) a (y x) d"
-    return rearrange(x, pattern, i=len(y), j=len(z), a=heads)
+def _gathered(x: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Collect the pixels of tiles, (b, a, h * w, d) to (b, a, tiles, n, d)."""
+    return x.index_select(2, pixels.flatten()).unflatten(2, pixels.shape)
 
 
 @reference("NeighborhoodAttention2D")
