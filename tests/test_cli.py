@@ -126,6 +126,13 @@ def test_list_finds_models_by_name_and_alias(call, pattern):
     assert [row["model"] for row in found] == [row["model"] for row in rows]
 
 
+def test_the_models_of_a_library_are_listed_by_its_name(call):
+    rows = json.loads(call("list", "torchvision:resnet1*", "--format", "json").stdout)
+    assert [row["model"] for row in rows] == [f"torchvision:resnet{n}" for n in (101, 152, 18)]
+    assert [row["img_size"] for row in rows] == [224] * 3
+    assert "timm:NAME, torchvision:NAME, FILE.py:FACTORY" in call("list", "dat").stdout
+
+
 def test_every_model_and_block_is_listed(call):
     rows = json.loads(call("list", "--format", "json").stdout)
     names = {row["model"] for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,37 @@ def test_a_failed_model_gives_status_1_and_its_own_row(compared):
     assert pd.isna(frame.loc["yolov8n+dat[heads=7]", "latency_ms_median"])
     assert frame["error"].notna().sum() == 1
     assert "Traceback" not in done.stderr
+
+
+MINE = """
+from torch import nn
+from width import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.kind = nn.Conv2d(3, WIDTH, 3), kind
+    def forward(self, x):
+        y = self.conv(x)
+        return {"tensor": y, "tuple": (y, y), "list": [y], "dict": {"maps": [y], "y": y}}[self.kind]
+
+def build(kind="tensor"):
+    return Net(kind)
+"""
+
+
+def test_models_of_ones_own_are_measured_whatever_they_return(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "width.py").write_text("WIDTH = 4")
+    kinds = ["tuple", "list", "dict"]
+    models = [*(f"mine.py:build[kind={kind}]" for kind in kinds), "mine:build", "timm:resnet10t"]
+    done = call(tmp_path, "profile", *models, *SMALL, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)["records"]
+    assert [r["model"] for r in records] == models
+    values = [{m["name"]: m["value"] for m in r["measurements"]} for r in records]
+    assert [v["macs"] for v in values[:4]] == [62 * 62 * 27 * 4] * 4
+    assert values[4]["params"] == 5_435_488
 
 
 def test_every_column_that_a_cpu_can_fill_is_filled(compared):

@@ -64,6 +64,13 @@ def test_a_block_gets_neighbouring_pixels_as_channels(tmp_path):
     torch.testing.assert_close(red, expected / 255, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("task", ["classify", "detect"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_model_for_other_than_three_channels_gets_as_many(task, channels):
+    x = load_input(Workload(device="cpu", input_shape=(channels, 12, 16)), task)
+    assert x.shape == (1, channels, 12, 16)
+
+
 def test_noise_follows_from_the_seed():
     first, again, other = (
         load_input(make((5, 8, 8), image="noise", seed=s, batch_size=2), "block") for s in (1, 1, 2)

@@ -11,6 +11,7 @@ import datbench.device
 from datbench.errors import UserError
 from datbench.plan import make_plan
 from zoo import ZooError
+from zoo.spec import MODELS
 
 
 def test_defaults_are_each_models_own():
@@ -49,7 +50,36 @@ def test_published_figures_stand_only_beside_what_was_published():
         "dat[drop_path_rate=0.1]",
     ]
     published = [case.published for case in make_plan(names, device="cpu").cases]
-    assert published == [(4.6e9, 82.0), (None, None), (None, None), (None, None), (4.6e9, 82.0)]
+    assert published[1:4] == [{}, {}, {}]
+    assert published[0] == published[4]
+    assert published[0] == {
+        "published_params": 28_319_138,
+        "published_macs": 4.6e9,
+        "published_top1": 82.0,
+        "published_source": MODELS["dat_tiny"].published_source,
+    }
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.py"
+    path.write_text("def build(width=4): ...\n")
+    return path
+
+
+def test_a_users_file_is_a_model_for_any_number_of_channels(own_model):
+    (case,) = make_plan(["mine.py:build[width=2]"], device="cpu", input_shape="1x28x28").cases
+    assert case.label == "mine.py:build[width=2]"
+    assert (case.workload.input_shape, case.task) == ((1, 28, 28), "classify")
+    assert case.published == {}
+    assert "mine" not in " ".join(case.modules)  # the fork server must not run it
+
+
+def test_a_changed_file_is_another_case(own_model):
+    before = make_plan(["mine.py:build"], device="cpu").cases[0].key
+    own_model.write_text("def build(width=5): ...\n")
+    assert make_plan(["mine.py:build"], device="cpu").cases[0].key != before
 
 
 def test_keys_differ_with_what_matters():

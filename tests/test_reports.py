@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -10,10 +11,10 @@ import pandas as pd
 import pytest
 
 from datbench.errors import UserError
-from datbench.records import COLUMNS, Comparison
+from datbench.records import COLUMNS, Comparison, Record
 from datbench.reports import REPORTS, check_output, render, write
 from datbench.reports.csv import inert
-from datbench.reports.txt import rounded, told
+from datbench.reports.txt import rounded, tabulate, told
 
 HOSTILE = "=cmd|' /C calc'!A0<script>alert(1)</script>[red]x[/red]"
 
@@ -62,6 +63,22 @@ def test_the_table_tells_figures_verdicts_doubts_and_faults(three_records):
     ):  # fmt: skip
         assert part in text, part
     assert "No verdict" not in text
+
+
+def test_published_figures_stand_beside_the_measured_ones(make_record):
+    known = {"published_params": 28_319_138, "published_source": "the paper"}
+    record = dataclasses.replace(make_record(), **known)
+    text = render([record], "txt")
+    assert "paper" in text.splitlines()[1]
+    assert "dat_tiny as published: 28.3 M parameters, 4.60 GMACs, 82.0 % top-1; the paper" in text
+    titles, _ = tabulate([record])
+    assert {"GMACs\npaper", "top-1\n%"} <= set(titles)
+    assert "the paper" in render([record], "html")
+    narrow, _ = tabulate([record], published=False)
+    assert not {"GMACs\npaper", "top-1\n%"} & set(narrow)
+    bare = dataclasses.replace(record, published_macs=None, published_top1=None)
+    assert tabulate([bare])[0] == narrow
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
 def test_quick_comparisons_say_that_there_is_no_verdict(make_record):
