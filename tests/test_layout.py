@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def commands() -> list[str]:
     return [part for part in parts if part.startswith("datbench ")]
 
 
+@pytest.fixture
+def own_models(tmp_path, monkeypatch):
+    """The files of which the README speaks, in the working folder."""
+    for file, text in (
+        ("nets/mine.py", "def build(width=1): ..."),
+        ("package/module.py", "class Net: ..."),
+    ):
+        path = tmp_path / file
+        path.parent.mkdir()
+        path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.mark.usefixtures("own_models")
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_can_be_parsed(command):
     words = shlex.split(command, comments=True)[1:]

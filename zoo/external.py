@@ -70,7 +70,8 @@ def names(library: str) -> list[str]:
 
 def load_file(path: Path) -> Any:
     """Import a file under a name of its own; its folder is searched for what it imports."""
-    module_name = f"zoo_file_{path.stem}_{_digest(path)}"
+    where = hashlib.sha256(bytes(path)).hexdigest()[:12]
+    module_name = f"zoo_file_{path.stem}_{where}_{_digest(path)}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:

@@ -111,7 +111,7 @@ def parse_name(text: str) -> Named:
         if match["block"] or match["placement"]:
             raise ZooError(f"{text!r}: a block alone takes no '+' and no '@'")
         return _checked(Named(BLOCKS[match["base"]], options))
-    spec = MODELS[match["base"]]
+    spec = _model(match["base"])
     if match["block"] is None:
         if match["placement"]:
             where = match["placement"]
@@ -125,6 +125,16 @@ def parse_name(text: str) -> Named:
         raise ZooError(f"no placement {placement!r}; there is: {', '.join(PLACEMENTS)}")
     block_options = parse_options(match["block_options"], text)
     return _checked(Named(spec, options, BLOCKS[match["block"]], block_options, placement))
+
+
+def _model(name: str) -> ModelSpec:
+    if name not in MODELS:
+        from zoo import external
+
+        there = [lib for lib in external.LIBRARIES if name in external.names(lib)]
+        if there:
+            raise ZooError(f"no model named {name!r}; did you mean {there[0]}:{name}?")
+    return MODELS[name]
 
 
 def parse_options(text: str | None, name: str) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Registry(Mapping[str, S], Generic[S]):
         package: dotted name of the package whose files are read.
         decorator: name of the decorator to look for.
         spec: the dataclass that holds the facts.
-        group: entry points of installed packages that add to it, see `_plugged_in`.
+        group: entry points of installed packages that add to it, see `_plug_in`.
         leading: arguments of an entry that are no options: a block's channels.
     """
 
@@ -156,8 +156,7 @@ class Registry(Mapping[str, S], Generic[S]):
             return
         for spec in self._read().values():
             self._add(spec)
-        for spec in self._plugged_in():
-            self._add(spec)
+        self._plug_in()
         self._full = True
 
     def _read(self) -> dict[str, S]:
@@ -182,8 +181,8 @@ class Registry(Mapping[str, S], Generic[S]):
             **facts,
         )
 
-    def _plugged_in(self) -> Iterator[S]:
-        """Specs of installed packages.
+    def _plug_in(self) -> None:
+        """Add what installed packages have.
 
         An entry point is either `anything = "package.module"`, a file with entries under the
         decorator, or `name = "package.module:attribute"`, one entry. What cannot be read, or has a
@@ -193,9 +192,7 @@ class Registry(Mapping[str, S], Generic[S]):
         for point in points:
             try:
                 for spec in list(self._of_point(point)):
-                    if spec.name in self._specs or spec.name in self._aliases:
-                        raise ValueError(f"the name {spec.name!r} is taken")
-                    yield spec
+                    self._add(spec)
             except (ValueError, TypeError, OSError, SyntaxError) as error:
                 owner = point.dist.name if point.dist else "an installed package"
                 text = f"{self._group} entry point {point.name!r} of {owner} left out: {error}"
@@ -231,6 +228,12 @@ class Registry(Mapping[str, S], Generic[S]):
                 f"{self.kind} {spec.name!r} of {spec.module} is already registered "
                 f"by {taken.module}; choose another name"
             )
+        for name in (spec.name, *spec.aliases):
+            owner = self._aliases.get(name, name if name in self._specs else spec.name)
+            if owner != spec.name:
+                raise ValueError(
+                    f"{self.kind} {spec.name!r}: the name {name!r} is taken by {owner!r}"
+                )
         self._specs[spec.name] = spec
         self._aliases |= dict.fromkeys(spec.aliases, spec.name)
 

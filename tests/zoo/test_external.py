@@ -210,9 +210,15 @@ def bare(*, depth=1):
 """
 
 
-def installed(folder, entry_points: str) -> None:
+GREEDY = """
+@zoo.model("greedy", aliases=("pvt",))
+def greedy(): ...
+"""
+
+
+def installed(folder, entry_points: str, text: str = PLUGIN) -> None:
     """Lay out a package as installing it does."""
-    (folder / "plugin_nets.py").write_text(PLUGIN)
+    (folder / "plugin_nets.py").write_text(text)
     info = folder / "plugin_nets-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-nets\nVersion: 1.2\n")
@@ -244,16 +250,27 @@ def test_an_installed_package_adds_models(tmp_path, monkeypatch, entry, name, fa
     sys.modules.pop("plugin_nets")
 
 
+def test_a_package_that_is_imported_already_is_added_once(tmp_path, monkeypatch):
+    registry = models()
+    spec = registry._spec(name="plugged", module="plugin_nets", attribute="plugged", entry=print)
+    registry._add(spec)
+    installed(tmp_path, "all = plugin_nets")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry["plugged"].img_size == 96
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ("dat_tiny = plugin_nets:bare", "the name 'dat_tiny' is taken"),
+        ("dat_tiny = plugin_nets:bare", "'dat_tiny' of plugin_nets is already"),
+        ("swin = plugin_nets:bare", "the name 'swin' is taken by 'swin_tiny'"),
+        ("y = plugin_nets:greedy", "the name 'pvt' is taken by 'pvt_small'"),
         ("x = plugin_nets:gone", "no function or class gone"),
         ("x = no_such_module", "there is no module no_such_module"),
     ],
 )
 def test_a_broken_package_is_left_out_with_a_warning(tmp_path, monkeypatch, entry, reason):
-    installed(tmp_path, entry)
+    installed(tmp_path, entry, PLUGIN + GREEDY)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.warns(UserWarning, match=f"of plugin-nets left out: .*{reason}"):
         assert "dat_tiny" in models()

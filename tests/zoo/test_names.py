@@ -43,6 +43,8 @@ def test_options_are_python_values_and_words():
     ("typed", "message"),
     [
         ("dta", "no model named 'dta'; did you mean dat"),
+        ("convnext_tiny", r"no model named 'convnext_tiny'; did you mean timm:convnext_tiny\?"),
+        ("fcos_resnet50_fpn", "did you mean torchvision:fcos_resnet50_fpn"),
         ("block:dta", "no block named 'dta'; did you mean dat"),
         ("yolov8n+nope", "no block named 'nope'; there is: dat"),
         ("dat[foo=1]", "dat_tiny has no option 'foo'; it takes: img_size"),
