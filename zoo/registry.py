@@ -154,9 +154,14 @@ class Registry(Mapping[str, S], Generic[S]):
     def _fill(self) -> None:
         if self._full:
             return
-        for spec in self._read().values():
+        read, early = self._read(), dict(self._specs)
+        self._specs.clear()  # what was imported before must not come first
+        for spec in read.values():
             self._add(spec)
         self._plug_in()
+        for name, spec in early.items():
+            if name not in self._specs:
+                self._add(spec)
         self._full = True
 
     def _read(self) -> dict[str, S]:

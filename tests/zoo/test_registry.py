@@ -84,6 +84,12 @@ def test_code_outside_the_package_registers_by_decorating(package):
         registry.register("toy")(lambda: None)
 
 
+def test_the_order_is_that_of_the_files_whatever_was_imported_first(package):
+    registry = package({"a.py": TOY})
+    registry.register("mine")(lambda: None)
+    assert list(registry) == ["toy", "mine"]
+
+
 def test_unknown_options_are_refused_with_a_near_one():
     spec = Spec(name="toy", module="m", attribute="a", options=("stride",))
     with pytest.raises(ZooError, match="toy has no option 'strid'; did you mean stride"):
