@@ -43,8 +43,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ),
     ]
     if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ZooError(f"checkpoint {path} does not fit the model: {'; '.join(faults[:5])}{more}")
+        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise ZooError(f"checkpoint {path} does not fit the model: {'; '.join(faults[:10])}{more}")
     model.load_state_dict({**own, **given})
 
 
@@ -66,7 +66,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
             "with torch.save(model.state_dict(), FILE) or as safetensors"
         ) from error
     except Exception as error:  # a damaged file makes the readers raise anything
-        reason = f"{type(error).__name__} {error}".partition("\n")[0]
+        reason = f"{type(error).__name__} {error}".partition("\n")[0].partition(". ")[0]
         raise ZooError(f"checkpoint {path} cannot be read: {reason}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
