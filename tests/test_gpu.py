@@ -49,7 +49,7 @@ def test_memory_is_the_allocators_own_figure(device):
 @pytest.mark.parametrize(
     "options", [{}, {"amp": True}, {"dtype": "bfloat16"}, {"channels_last": True}]
 )
-@pytest.mark.parametrize("name", ["dat", "swin", "pvt", "yolov8n+dat"])
+@pytest.mark.parametrize("name", ["dat", "dat_pp", "swin", "pvt", "pvt_v2_b0", "yolov8n+dat"])
 def test_every_model_gives_finite_numbers(name, options):
     trial = build_trial(make_plan([name], device="cuda", batch_size=2, **options).cases[0])
     assert trial.inputs.is_cuda
