@@ -41,7 +41,7 @@ def facts(name: str) -> dict[str, Any]:
     named = parse_name(name)
     known = dataclasses.asdict(named.spec) if isinstance(named.spec, ModelSpec) else {}
     of_the_plain_model = {} if named.block else known
-    figures = ("params", "published_macs", "published_top1")
+    figures = ("params", "published_params", "published_macs", "published_top1")
     return {
         "model": name,
         "aliases": "" if named.block else " ".join(named.spec.aliases),

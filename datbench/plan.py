@@ -71,7 +71,7 @@ class Case:
         if not spec.published_source or set(self.named.options) - {"img_size", "drop_path_rate"}:
             return {}
         return {
-            "published_params": spec.params,
+            "published_params": spec.published_params,
             "published_macs": spec.published_macs,
             "published_top1": spec.published_top1,
             "published_source": spec.published_source,
@@ -79,7 +79,10 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Content key: the same for the same model, workload and versions."""
+        """Content key: the same for the same model, workload and versions.
+
+        A user's file counts by its digest; what it imports does not.
+        """
         content = {
             "name": self.name,
             "source": self.named.source,  # of a user's file, with its digest
@@ -97,8 +100,7 @@ class Case:
         named, (channels, h, w) = self.named, self.workload.input_shape
         if isinstance(named.spec, BlockSpec):
             return zoo.create_block(self.name, channels)
-        sized = {"img_size": h if h == w else (h, w)} if _takes_size(named.spec) else {}
-        return zoo.create_model(self.name, checkpoint=self.checkpoint, **sized)
+        return zoo.create_model(self.name, checkpoint=self.checkpoint, input_size=(h, w))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +210,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _takes_size(spec: ModelSpec) -> bool:
-    return spec.options is None or "img_size" in spec.options
 
 
 def _shape(named: Named, img_size: int | None, text: str | None) -> tuple[int, int, int]:

@@ -129,7 +129,7 @@ class Record:
     comparison: Comparison | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
-    published_params: int | None = None
+    published_params: float | None = None
     published_macs: float | None = None
     published_top1: float | None = None
     published_source: str = ""

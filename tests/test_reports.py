@@ -66,11 +66,11 @@ def test_the_table_tells_figures_verdicts_doubts_and_faults(three_records):
 
 
 def test_published_figures_stand_beside_the_measured_ones(make_record):
-    known = {"published_params": 28_319_138, "published_source": "the paper"}
+    known = {"published_params": 29e6, "published_source": "the paper"}
     record = dataclasses.replace(make_record(), **known)
     text = render([record], "txt")
     assert "paper" in text.splitlines()[1]
-    assert "dat_tiny as published: 28.3 M parameters, 4.60 GMACs, 82.0 % top-1; the paper" in text
+    assert "dat_tiny as published: 29 M parameters, 4.6 GMACs, 82.0 % top-1; the paper" in text
     titles, _ = tabulate([record])
     assert {"GMACs\npaper", "top-1\n%"} <= set(titles)
     assert "the paper" in render([record], "html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,11 @@ def list_blocks(pattern: str = "*") -> list[str]:
 
 
 def create_model(
-    name: str, *, checkpoint: str | os.PathLike[str] | None = None, **options: Any
+    name: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    input_size: tuple[int, int] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Build a model by name, with random weights unless a checkpoint is given.
 
@@ -43,6 +48,7 @@ def create_model(
         name: e.g. "dat_tiny", "dat[num_classes=10]", "yolov8n+dat".
         checkpoint: file to load the weights from, see
             `zoo.checkpoint`.
+        input_size: (h, w) of what it will be fed; given as `img_size` to a builder that takes it.
         options: for the model's builder; they win over those in brackets. Classifiers take
             `features_only=True` too, with `out_indices=(0, 1, 2, 3)`, and return the maps of
             their stages, see `zoo.features`.
@@ -56,11 +62,16 @@ def create_model(
     named.spec.check_options(options)
     pyramid = {}
     if named.spec.options is not None:  # otherwise the builder takes them itself, as timm does
-        pyramid = {k: options.pop(k) for k in PYRAMID if k in options}
+        ours = [k for k in PYRAMID if k in options and k not in named.spec.options]
+        pyramid = {k: options.pop(k) for k in ours}
     if "out_indices" in pyramid and not pyramid.get("features_only"):
         raise ZooError("out_indices without features_only=True: there are no maps to choose from")
     if named.block is None:
-        model = named.spec.load()(**options)
+        builder = named.spec.load()
+        if input_size is not None and "img_size" in inspect.signature(builder).parameters:
+            h, w = input_size
+            options.setdefault("img_size", h if h == w else (h, w))
+        model = builder(**options)
     else:
         from zoo.models.yolo import detector
 
@@ -71,7 +82,7 @@ def create_model(
     if pyramid.get("features_only"):
         from zoo.features import Features
 
-        if not hasattr(model, "feature_info"):
+        if not hasattr(model, "feature_info") or not hasattr(model, "forward_intermediates"):
             raise ZooError(f"{named} has no stages to take features from")
         model = Features(model, pyramid.get("out_indices"))
     return model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from zoo.registry import ZooError
@@ -10,6 +13,8 @@ from zoo.registry import ZooError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# Where training code puts the weights in its checkpoint.
+LAYOUTS = ("model", "state_dict", "model_state_dict", "module")
 # Entries of official checkpoints that follow from the sizes: the model's own are kept.
 DERIVED = ("relative_position_index", "attn_mask", "q_grid", "reference")
 
@@ -24,28 +29,40 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         ZooError: the file cannot be read, holds code, or its keys or shapes are not the model's.
     """
-    own = model.state_dict()
-    given = _read_state(os.fspath(path))
-    given = {k: v for k, v in given.items() if k.rpartition(".")[2] not in DERIVED}
+    own, learned = model.state_dict(), dict(model.named_parameters(remove_duplicate=False))
+
+    def derived(key: str) -> bool:
+        return key.rpartition(".")[2] in DERIVED and key not in learned
+
+    given = {k: v for k, v in _read_state(os.fspath(path)).items() if not derived(k)}
     for key in given.keys() & own.keys():
         owner, _, entry = key.rpartition(".")
         fit: Any = getattr(model.get_submodule(owner), "fit_entry", None)
         if fit is not None and given[key].shape != own[key].shape:
             given[key] = fit(entry, given[key])
-    expected = {k for k in own if k.rpartition(".")[2] not in DERIVED}
+    expected = {k for k in own if not derived(k)}
+    other = {k for k in expected & given.keys() if given[k].shape != own[k].shape}
     faults = [
-        *(f"{k} is missing" for k in sorted(expected - given.keys())),
-        *(f"{k} is not in the model" for k in sorted(given.keys() - expected)),
-        *(
-            f"{k} is {tuple(given[k].shape)}, expected {tuple(own[k].shape)}"
-            for k in sorted(expected & given.keys())
-            if given[k].shape != own[k].shape
+        *_some((f"{k} is missing" for k in sorted(expected - given.keys())), "missing"),
+        *_some((f"{k} is not in the model" for k in sorted(given.keys() - expected)), "not in it"),
+        *_some(
+            (
+                f"{k} is {tuple(given[k].shape)}, expected {tuple(own[k].shape)}"
+                for k in sorted(other)
+            ),
+            "of another shape",
         ),
     ]
     if faults:
-        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ZooError(f"checkpoint {path} does not fit the model: {'; '.join(faults[:10])}{more}")
+        raise ZooError(f"checkpoint {path} does not fit the model: {'; '.join(faults)}")
     model.load_state_dict({**own, **given})
+
+
+def _some(faults: Iterable[str], kind: str, most: int = 5) -> list[str]:
+    """Name the first faults of a kind and count the others."""
+    every = list(faults)
+    more = [f"{len(every) - most} more are {kind}"] if len(every) > most else []
+    return every[:most] + more
 
 
 def _read_state(path: str) -> dict[str, Tensor]:
@@ -59,18 +76,31 @@ def _read_state(path: str) -> dict[str, Tensor]:
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training code stores its arguments beside the weights; a namespace runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it holds {named[1]}, which is code" if named else "it holds code or is damaged"
         raise ZooError(
-            f"checkpoint {path} is refused: it holds code or is damaged; save tensors alone, "
+            f"checkpoint {path} is refused: {what}; save tensors alone, "
             "with torch.save(model.state_dict(), FILE) or as safetensors"
         ) from error
     except Exception as error:  # a damaged file makes the readers raise anything
         reason = f"{type(error).__name__} {error}".partition("\n")[0].partition(". ")[0]
         raise ZooError(f"checkpoint {path} cannot be read: {reason}") from error
-    for key in ("model", "state_dict"):
+    for key in LAYOUTS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
-        raise ZooError(f"checkpoint {path} holds no state dict of tensors")
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and torch.is_tensor(v) for k, v in content.items()
+    ):
+        held = f"a dict of {list(content)}" if isinstance(content, dict) else content
+        raise ZooError(
+            f"checkpoint {path} holds no state dict of tensors, neither by itself nor under "
+            f"{', '.join(LAYOUTS)}; it holds {str(held)[:200]}"
+        )
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel and of torch.compile
+        if content and all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content

@@ -10,6 +10,8 @@ size of the input, is asked in a child process, so that this one stays without t
 from __future__ import annotations
 
 import ast
+import copy
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -17,6 +19,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -121,8 +124,11 @@ def _facts(library: str) -> dict[str, tuple[str, int]]:
     if "torch" in sys.modules:
         return describe(library)
     code = "import json, sys, zoo.external; print(json.dumps(zoo.external.describe(sys.argv[1])))"
-    command = [sys.executable, "-W", "ignore", "-c", code, library]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-W", "ignore", "-c", code, library]
+    searched = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # as this process does
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **searched}
+    )
     if done.returncode:
         reason = (done.stderr.strip() or "it was killed").splitlines()[-1]
         raise ZooError(f"{library} cannot be imported: {reason}")
@@ -183,10 +189,65 @@ def _from_library(
         raise ZooError(f"{library}:{name} cannot be built: {error}") from error
 
 
-def _source_spec(name: str, path: Path, factory: str, load: Callable[[], Any]) -> ModelSpec:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSpec(ModelSpec):
+    """A user's model.
+
+    Args:
+        importing: imports the file or module that holds it.
+    """
+
+    importing: Callable[[], Any] = dataclasses.field(compare=False, repr=False)
+
+    def load(self) -> Any:
+        """Import it and return its builder, under the signature that the user gave it.
+
+        Raises:
+            ZooError: it is no function, class or module; the builder, that it makes no module.
+        """
+        from torch import nn
+
+        _see_working_folder()
+        try:
+            found = getattr(self.importing(), self.attribute, None)
+        except ImportError as error:
+            if "relative import" not in str(error):
+                raise
+            module = self.name.rpartition(".py:")[0].replace("/", ".")
+            raise ZooError(
+                f"{self.name}: {error}; name it as part of its package, {module}:{self.attribute}"
+            ) from error
+        if found is None:
+            raise ZooError(f"{self.name}: importing it defines no {self.attribute!r}")
+        if isinstance(found, nn.Module):
+            found = _copies_of(found)
+        if not callable(found):
+            kind = type(found).__name__
+            raise ZooError(f"{self.name} is of type {kind}; expected a function or a class")
+
+        @functools.wraps(found)
+        def build(**options: Any) -> Any:
+            signature = inspect.signature(found).replace(return_annotation=inspect.Signature.empty)
+            try:
+                signature.bind(**options)
+            except TypeError as error:
+                raise ZooError(
+                    f"{self.name}{signature}: {error}; give arguments as {self.name}[option=value]"
+                ) from error
+            made = found(**options)
+            if not isinstance(made, nn.Module):
+                raise ZooError(
+                    f"{self.name} returned {type(made).__name__}; expected a torch.nn.Module"
+                )
+            return made
+
+        return build
+
+
+def _source_spec(name: str, path: Path, factory: str, importing: Callable[[], Any]) -> SourceSpec:
     """Look a factory up in the text of a file."""
     try:
-        known = definitions(ast.parse(path.read_text(encoding="utf-8")).body)
+        known = definitions(ast.parse(path.read_bytes()).body)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ZooError(f"{name}: {path} is not Python: {error}") from error
     if factory not in known and "*" not in known and "__getattr__" not in known:
@@ -197,13 +258,13 @@ def _source_spec(name: str, path: Path, factory: str, load: Callable[[], Any]) -
     if isinstance(node, Definition):
         options = options_of_source(node)
         summary = (ast.get_docstring(node) or "").partition("\n")[0]
-    return ModelSpec(
+    return SourceSpec(
         name=name,
         module="zoo.external",
         attribute=factory,
         options=options,
         summary=summary or f"{factory} of {path.name}.",
-        entry=functools.partial(_from_source, name, load, factory),
+        importing=importing,
         family=path.stem,
         source=f"{path.resolve()}, sha256 {_digest(path)}",
         multiple=1,
@@ -212,28 +273,11 @@ def _source_spec(name: str, path: Path, factory: str, load: Callable[[], Any]) -
     )
 
 
-def _from_source(name: str, load: Callable[[], Any], factory: str, **options: Any) -> Any:
-    """Build a user's model."""
-    from torch import nn
+def _copies_of(network: Any) -> Callable[[], Any]:
+    def copied() -> Any:
+        return copy.deepcopy(network)
 
-    _see_working_folder()
-    found = getattr(load(), factory, None)
-    if found is None:
-        raise ZooError(f"{name}: importing it defines no {factory!r}")
-    if isinstance(found, nn.Module):
-        return found
-    if not callable(found):
-        raise ZooError(f"{name} is a {type(found).__name__}; expected a function or a class")
-    try:
-        inspect.signature(found).bind(**options)
-    except TypeError as error:
-        raise ZooError(
-            f"{name}{inspect.signature(found)}: {error}; give arguments as {name}[option=value]"
-        ) from error
-    made = found(**options)
-    if not isinstance(made, nn.Module):
-        raise ZooError(f"{name} returned {type(made).__name__}; expected a torch.nn.Module")
-    return made
+    return copied
 
 
 def _see_working_folder() -> None:

@@ -19,7 +19,7 @@ from zoo.registry import ZooError
 
 
 class Pyramid(nn.Module):
-    """A network of stages that `Features` can wrap; it has timm's methods for that.
+    """A network of stages that `Features` can wrap, with what that takes of timm's methods.
 
     Args:
         feature_info: channels, reduction and module of each stage's output.

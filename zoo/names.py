@@ -131,6 +131,9 @@ def _model(name: str) -> ModelSpec:
     if name not in MODELS:
         from zoo import external
 
+        if name.endswith(".py"):
+            raise ZooError(f"which function of {name}? write {name}:FACTORY")
+
         there = [lib for lib in external.LIBRARIES if name in external.names(lib)]
         if there:
             raise ZooError(f"no model named {name!r}; did you mean {there[0]}:{name}?")

@@ -19,7 +19,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from zoo.source import Definition, decorated, definitions, find_source, options_of_source
 
@@ -104,6 +104,7 @@ class Registry(Mapping[str, S], Generic[S]):
         """Decorate a function or class to add it under `name` with these facts."""
 
         def add(entry: Entry) -> Entry:
+            self._fill()  # so that a name that is taken is refused here
             self._add(
                 self._spec(
                     name=name,
@@ -154,15 +155,11 @@ class Registry(Mapping[str, S], Generic[S]):
     def _fill(self) -> None:
         if self._full:
             return
-        read, early = self._read(), dict(self._specs)
-        self._specs.clear()  # what was imported before must not come first
+        read = self._read()
+        self._full = True
         for spec in read.values():
             self._add(spec)
         self._plug_in()
-        for name, spec in early.items():
-            if name not in self._specs:
-                self._add(spec)
-        self._full = True
 
     def _read(self) -> dict[str, S]:
         found = importlib.util.find_spec(self._package)
@@ -219,12 +216,20 @@ class Registry(Mapping[str, S], Generic[S]):
             yield self._spec_of(name, point.module, node, {**known, **facts})
         if marked:
             return
-        defined = definitions(ast.parse(path.read_text(encoding="utf-8")).body)
-        found = defined.get(point.attr or "")
-        if not isinstance(found, Definition):
-            what = point.attr or f"@{self._decorator}"
-            raise ValueError(f"{path} has no function or class {what}")
-        yield self._spec_of(point.name, point.module, found, known)
+        defined = definitions(ast.parse(path.read_bytes()).body)
+        if point.attr not in defined:
+            raise ValueError(f"{path} has no {point.attr or '@' + self._decorator}")
+        found = defined[point.attr]
+        if isinstance(found, Definition):
+            yield self._spec_of(point.name, point.module, found, known)
+        else:  # made elsewhere: what it takes shows when it is imported
+            yield self._spec(
+                name=point.name,
+                module=point.module,
+                attribute=point.attr,
+                options=None,
+                **cast(dict[str, Any], known),
+            )
 
     def _add(self, spec: S) -> None:
         taken = self._specs.get(spec.name)

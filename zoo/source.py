@@ -32,7 +32,7 @@ def decorated(path: Path, decorator: str) -> Iterator[tuple[str, dict[str, Any],
     Raises:
         ValueError: a name or a fact is not a literal.
     """
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.parse(path.read_bytes()).body:
         if not isinstance(node, Definition):
             continue
         for call in node.decorator_list:
@@ -55,20 +55,29 @@ def _last_name(node: ast.expr) -> str | None:
 
 
 def definitions(body: Iterable[ast.stmt]) -> dict[str, ast.stmt]:
-    """Names that statements define, assign or import; "*" stands for a star import."""
+    """Names that statements define, assign or import; "*" stands for a star import.
+
+    A name that is defined twice, or in a branch, maps to a statement that is no definition: which
+    one holds is not known before the file runs.
+    """
     found: dict[str, ast.stmt] = {}
     for node in body:
+        names: Iterable[str] = ()
         if isinstance(node, Definition):
-            found[node.name] = node
+            names = (node.name,)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(a.asname or a.name).partition(".")[0]: node for a in node.names}
+            names = ((a.asname or a.name).partition(".")[0] for a in node.names)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            named = (n for target in targets for n in ast.walk(target))
-            found |= {n.id: node for n in named if isinstance(n, ast.Name)}
-        elif isinstance(node, ast.If | ast.Try | ast.With):
-            for part in ("body", "orelse", "finalbody"):
-                found |= definitions(getattr(node, part, ()))
+            inside = (n for target in targets for n in ast.walk(target))
+            names = (n.id for n in inside if isinstance(n, ast.Name))
+        else:
+            for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+                for inner in getattr(node, part, ()):
+                    body_of = inner.body if part in ("handlers", "cases") else [inner]
+                    found |= dict.fromkeys(definitions(body_of), node)
+        for name in names:
+            found[name] = ast.Pass() if name in found else node
     return found
 
 

@@ -24,6 +24,7 @@ class ModelSpec(Spec):
         minimum: smallest side of the input in pixels.
         channels: of the input; None if it is not known.
         params: parameters of the official implementation, exactly.
+        published_params: parameters as published, rounded.
         published_macs: multiply-adds for one image of `img_size`, as published.
         published_top1: ImageNet-1k top-1 accuracy in percent, as published.
         published_source: where the published figures stand.
@@ -37,6 +38,7 @@ class ModelSpec(Spec):
     minimum: int = 32
     channels: int | None = 3
     params: int | None = None
+    published_params: float | None = None
     published_macs: float | None = None
     published_top1: float | None = None
     published_source: str = ""

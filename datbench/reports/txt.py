@@ -122,13 +122,16 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
 
 def as_published(record: Record) -> str:
     """Tell the published figures and where they stand."""
-    figures = {
-        "M parameters": scaled(record.published_params, 1e6),
-        "GMACs": scaled(record.published_macs, 1e9),
-        "% top-1": rounded(record.published_top1),
-    }
-    known = ", ".join(f"{figure} {unit}" for unit, figure in figures.items() if figure)
-    return f"{record.model} as published: {known}; {record.published_source}"
+    known = [
+        f"{number / unit:{form}} {what}"
+        for number, unit, form, what in (
+            (record.published_params, 1e6, "g", "M parameters"),
+            (record.published_macs, 1e9, "g", "GMACs"),
+            (record.published_top1, 1, ".1f", "% top-1"),
+        )
+        if number is not None
+    ]
+    return f"{record.model} as published: {', '.join(known)}; {record.published_source}"
 
 
 def conditions(record: Record, with_shape: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 import pytest
@@ -138,7 +139,7 @@ class Trap:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, trained):
     path, trace = tmp_path / "evil.pth", tmp_path / "was_run"
     torch.save({"model": trained.state_dict(), "trap": Trap(trace)}, path)
-    with pytest.raises(zoo.ZooError, match="refused: it holds code"):
+    with pytest.raises(zoo.ZooError, match=r"refused: it holds \S*mkdir, which is code"):
         zoo.load_checkpoint(trained, path)
     assert not trace.exists()
 
@@ -156,6 +157,54 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, trained, name):
         zoo.load_checkpoint(trained, path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_prefixes_of_wrappers_are_dropped(tmp_path, trained, prefix):
+    path = tmp_path / "w.pth"
+    torch.save({"model": {prefix + k: v for k, v in trained.state_dict().items()}}, path)
+    fresh = zoo.build_reference(CASE)
+    zoo.load_checkpoint(fresh, path)
+    assert torch.equal(fresh.proj_qkv.weight, trained.proj_qkv.weight)
+
+
+def test_arguments_of_the_training_may_stand_beside_the_weights(tmp_path, trained):
+    path = tmp_path / "w.pth"
+    torch.save({"model": trained.state_dict(), "args": argparse.Namespace(lr=0.1)}, path)
+    fresh = zoo.build_reference(CASE)
+    zoo.load_checkpoint(fresh, path)
+    assert torch.equal(fresh.proj_qkv.weight, trained.proj_qkv.weight)
+
+
+def test_faults_of_every_kind_are_named_and_the_rest_is_counted(tmp_path):
+    path = tmp_path / "w.pth"
+    state = zoo.create_model("pvt_tiny").state_dict()
+    torch.save({k.replace("block1", "blk1"): v for k, v in state.items()}, path)
+    with pytest.raises(zoo.ZooError) as caught:
+        zoo.load_checkpoint(zoo.create_model("pvt_tiny", num_classes=10), path)
+    for part in (
+        "block1.0.attn.kv.bias is missing", "27 more are missing",
+        "blk1.0.attn.kv.bias is not in the model", "27 more are not in it",
+        "head.weight is (1000, 512), expected (10, 512)",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_a_parameter_of_a_derived_name_is_loaded(tmp_path):
+    model = torch.nn.Module()
+    model.reference = torch.nn.Parameter(torch.zeros(3))
+    path = tmp_path / "w.pth"
+    torch.save({"reference": torch.ones(3)}, path)
+    zoo.load_checkpoint(model, path)
+    assert torch.equal(model.reference, torch.ones(3))
+
+
+@pytest.mark.parametrize("content", [{"weights": {"a": 1}}, {1: torch.ones(1)}])
+def test_what_a_file_holds_instead_is_told(tmp_path, trained, content):
+    path = tmp_path / "w.pth"
+    torch.save(content, path)
+    with pytest.raises(zoo.ZooError, match=r"nor under model, state_dict, .*it holds a dict of \["):
+        zoo.load_checkpoint(trained, path)
 
 
 def test_a_file_without_tensors_is_refused(tmp_path, trained):

@@ -98,6 +98,14 @@ def test_one_step_of_training_changes_every_parameter(name):
     assert [n for n, p in after.items() if not p.isfinite().all()] == []
 
 
+@pytest.mark.parametrize("name", [n for n in BACKBONES if MODELS[n].minimum < 64])
+def test_the_smallest_input_that_is_let_through_works(name):
+    side = MODELS[name].minimum
+    model = zoo.create_model(name, num_classes=10, input_size=(side, side)).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, side, side)).isfinite().all()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_twenty_steps_learn_to_tell_two_patterns_apart(name):
     model, side = small(name, num_classes=2)

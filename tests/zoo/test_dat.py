@@ -78,6 +78,48 @@ def test_the_parts_stand_under_the_official_keys(change, keys):
     assert set(keys) <= network(**change).state_dict().keys()
 
 
+@pytest.mark.parametrize(
+    ("change", "prefix", "expected"),
+    [
+        (
+            LETTERS["P"],
+            "stages.0.attns.0.",
+            {
+                "q.weight": (8, 8, 1, 1), "q.bias": (8,), "kv.weight": (16, 8, 1, 1),
+                "kv.bias": (16,), "proj.weight": (8, 8, 1, 1), "proj.bias": (8,),
+                "proj_ds.0.weight": (8, 8, 8, 8), "proj_ds.0.bias": (8,),
+                "proj_ds.1.norm.weight": (8,), "proj_ds.1.norm.bias": (8,),
+            },
+        ),
+        (LETTERS["X"], "stages.0.attns.0.", {"weight": (8, 1, 7, 7), "bias": (8,)}),
+        (LETTERS["X"], "stages.0.ln_cnvnxt.", {"0.norm.weight": (8,), "0.norm.bias": (8,)}),
+        (
+            OPTIONS["log_cpb"],
+            "stages.2.attns.0.rpe_table.",
+            {"0.weight": (32, 2), "0.bias": (32,), "2.weight": (2, 32)},
+        ),
+        (OPTIONS["fixed_pe"], "stages.1.attns.0.rpe_", {"table": (2, 64, 16)}),
+        (OPTIONS["no_off"], "stages.1.attns.0.rpe_", {}),
+        (OPTIONS["layer scale"], "stages.0.layer_scales.", {"0.weight": (8,), "1.weight": (8,)}),
+        (
+            OPTIONS["conv mlp"],
+            "stages.0.mlps.0.",
+            {
+                "linear1.0.weight": (32, 8, 1, 1), "linear1.0.bias": (32,),
+                "dwc.weight": (32, 1, 3, 3), "dwc.bias": (32,),
+                "linear2.0.weight": (8, 32, 1, 1), "linear2.0.bias": (8,),
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_part_has_the_official_entries_and_no_other(change, prefix, expected):
+    state = network(**change).state_dict()
+    found = {
+        k.removeprefix(prefix): tuple(v.shape) for k, v in state.items() if k.startswith(prefix)
+    }
+    assert found == expected
+
+
 def test_a_stage_is_its_blocks_in_the_official_order(fill, noise):
     parts = {"use_lpus": [True] * 4, "layer_scale_values": [0.5] * 4}
     spec = {"stage_spec": ["XD", "D", "D", "D"], "depths": [2, 1, 1, 1], "window_sizes": [3] * 4}
@@ -126,6 +168,13 @@ def test_the_conv_mlp_of_2023_adds_its_convolution_and_that_of_2022_does_not(fil
         ("DAT (++)", {"depths": [2, 1, 1, 1]}, "stage 0 has depth 2"),
         ("DAT (++)", {"dims": [8, 16, 32, 48]}, "twice as wide"),
         ("DAT (++)", {"no_offs": [True] * 4, "dwc_pes": [True] * 4}, "the official code fails"),
+        ("DAT (++)", {"heads": [3, 2, 4, 4]}, "8 channels do not divide into 3 heads"),
+        ("DAT (++)", {"heads": [0, 2, 4, 4]}, "into 0 heads"),
+        ("DAT (++)", {"groups": [-1, 1, 2, 2]}, "groups=-1"),
+        ("DAT (++)", {"depths": [1, 1, 1]}, "3 depths and 4 entries of stage_spec"),
+        ("DAT (++)", {**LETTERS["X"], "window_sizes": [4] * 4}, "letter X needs an odd window"),
+        ("DAT (++)", {**LETTERS["S"], "window_sizes": [7] * 4}, "not a multiple of window=7"),
+        ("DAT (++)", {"use_conv_patches": True, "patch_size": 8}, "has patches of 4"),
         ("DAT (v1)", {"no_offs": [True] * 4}, "the official code fails"),
         ("DAT (v1)", {"fixed_pes": [True] * 4}, "the official code fails"),
         ("DAT (v1)", {"stage_spec": ["N", "D", "D", "D"]}, "'L': 'local window'"),

@@ -134,6 +134,73 @@ def test_a_file_gives_its_functions_classes_and_modules(folder):
         assert zoo.create_model(name).head.out_features == classes
 
 
+OPAQUE = """
+from torch import nn
+from beside import build_elsewhere
+
+class Parent(nn.Module):
+    def __init__(self, img_size=7):
+        super().__init__()
+        self.side = img_size
+
+class Child(Parent): ...
+
+class Plain(nn.Identity): ...
+
+def passes_on(**options):
+    return nn.Linear(2, 2, **options)
+
+short = lambda img_size=7: Parent(img_size)
+
+if WIDE := True:
+    def branch(img_size=7, more=1): return Parent(img_size)
+else:
+    def branch(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        pytest.param("opaque.py:Parent", (20, 30), id="class"),
+        pytest.param("opaque.py:Child", (20, 30), id="inherited constructor"),
+        pytest.param("opaque.py:short", (20, 30), id="lambda"),
+        pytest.param("opaque.py:branch[more=2]", (20, 30), id="defined in a branch"),
+        pytest.param("opaque.py:Child[img_size=5]", 5, id="size of the user's own"),
+        pytest.param("opaque.py:Plain", None, id="constructor that takes anything"),
+        pytest.param("opaque.py:passes_on", None, id="function that passes options on"),
+        pytest.param("opaque.py:build_elsewhere", None, id="imported"),
+        pytest.param("opaque:build_elsewhere", None, id="re-exported by a module"),
+    ],
+)
+def test_the_size_is_told_to_those_alone_that_ask_for_it(folder, name, side):
+    (folder / "opaque.py").write_text(OPAQUE)
+    elsewhere = "from torch import nn\ndef build_elsewhere(width=1): return nn.Linear(1, width)\n"
+    (folder / "beside.py").write_text(elsewhere)
+    model = zoo.create_model(name, input_size=(20, 30))
+    assert getattr(model, "side", None) == side
+
+
+def test_a_ready_network_is_copied_and_takes_no_options(folder):
+    first, second = zoo.create_model("mine.py:ready"), zoo.create_model("mine.py:ready")
+    torch.nn.init.zeros_(first.head.weight)
+    assert not torch.equal(first.head.weight, second.head.weight)
+    with pytest.raises(zoo.ZooError, match=r"mine.py:ready\(\): got an unexpected keyword"):
+        zoo.create_model("mine.py:ready[width=9]")
+
+
+def test_a_file_of_a_package_says_how_to_name_it(folder):
+    (folder / "part.py").write_text("from .beside import WIDTH\ndef build(): ...\n")
+    with pytest.raises(zoo.ZooError, match="name it as part of its package, part:build"):
+        zoo.create_model("part.py:build")
+
+
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf", b"# coding: latin-1\n# \xe9\n"])
+def test_any_declared_coding_is_read(folder, head):
+    (folder / "mine.py").write_bytes(head + MINE.encode())
+    assert parse_name("mine.py:build").spec.summary == "Mine."
+
+
 def test_a_changed_file_is_another_source(folder):
     before = parse_name("mine.py:build").source
     (folder / "mine.py").write_text(MINE.replace("WIDTH, classes", "WIDTH, 2 * classes"))
@@ -158,6 +225,7 @@ def test_a_module_is_found_without_importing_its_package(folder):
         ("mine.py:biuld", "no 'biuld' in mine.py; did you mean build"),
         ("mine.py:zzzz", "it defines: nn, WIDTH, Net, build"),
         ("gone.py:build", "no file gone.py"),
+        ("mine.py", "which function of mine.py"),
         ("gone.sub:build", "no module gone.sub"),
         ("mine.py:build[clases=1]", "has no option 'clases'; did you mean classes"),
         ("a b:c", "one of timm:NAME, torchvision:NAME"),
@@ -175,7 +243,7 @@ def test_mistakes_are_found_before_anything_is_imported(folder, name, message):
     [
         ("mine.py:wrong", "returned str; expected a torch.nn.Module"),
         ("mine.py:wants", r"mine.py:wants\(width\): missing a required argument: 'width'"),
-        ("mine.py:number", "is a int; expected a function or a class"),
+        ("mine.py:number", "is of type int; expected a function or a class"),
         ("timm:resnet10t[foo=1]", "cannot be built: .*unexpected keyword argument 'foo'"),
         ("torchvision:resnet18[foo=1]", "cannot be built"),
     ],
@@ -207,6 +275,8 @@ def plugged(*, width=1):
 
 def bare(*, depth=1):
     \'\'\'Without facts.\'\'\'
+
+made = lambda: None
 """
 
 
@@ -235,6 +305,7 @@ def models() -> Registry[ModelSpec]:
         ("all = plugin_nets", "plugged", ("plugged", 96, 5, ("width",), "From a package.")),
         ("x = plugin_nets:plugged", "plug", ("plugged", 96, 5, ("width",), "From a package.")),
         ("mine = plugin_nets:bare", "mine", ("mine", 224, None, ("depth",), "Without facts.")),
+        ("made = plugin_nets:made", "made", ("made", 224, None, None, "")),
     ],
 )
 def test_an_installed_package_adds_models(tmp_path, monkeypatch, entry, name, facts):
@@ -246,7 +317,7 @@ def test_an_installed_package_adds_models(tmp_path, monkeypatch, entry, name, fa
     assert (spec.name, spec.img_size, spec.params, spec.options, spec.summary) == facts
     assert (spec.family, spec.source) == ("plugin-nets", "plugin-nets 1.2")
     assert "plugin_nets" not in sys.modules
-    assert spec.load().__name__ in ("plugged", "bare")
+    assert spec.load().__name__ in ("plugged", "bare", "<lambda>")
     sys.modules.pop("plugin_nets")
 
 
@@ -265,7 +336,7 @@ def test_a_package_that_is_imported_already_is_added_once(tmp_path, monkeypatch)
         ("dat_tiny = plugin_nets:bare", "'dat_tiny' of plugin_nets is already"),
         ("swin = plugin_nets:bare", "the name 'swin' is taken by 'swin_tiny'"),
         ("y = plugin_nets:greedy", "the name 'pvt' is taken by 'pvt_small'"),
-        ("x = plugin_nets:gone", "no function or class gone"),
+        ("x = plugin_nets:gone", "plugin_nets.py has no gone"),
         ("x = no_such_module", "there is no module no_such_module"),
     ],
 )

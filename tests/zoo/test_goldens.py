@@ -67,6 +67,17 @@ def test_a_pyramid_holds_the_official_stages(case, fill, noise):
         )
 
 
+def test_pvt_is_built_from_the_arguments_of_its_class_too(fill, noise):
+    sizes = {"embed_dims": [64, 128, 320, 512], "num_heads": [1, 2, 5, 8], "depths": [2, 2, 2, 2]}
+    ratios = {"mlp_ratios": [8.0, 8.0, 4.0, 4.0], "sr_ratios": [8, 4, 2, 1]}
+    kwargs = {**sizes, **ratios, "patch_size": 4, "qkv_bias": True, "norm_eps": 1e-6}
+    case = {"class_": "PyramidVisionTransformer"}
+    given = fill(zoo.build_reference({**case, "kwargs": kwargs}))
+    named = fill(zoo.build_reference({**case, "kwargs": {"factory": "pvt_tiny"}}))
+    x = noise("x", 1, 3, 64, 64)
+    assert torch.equal(given(x), named(x))
+
+
 def test_an_unknown_class_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match=r"no equivalent of class 'Nope'; .*DAT \(v1\)"):
         zoo.build_reference({"class_": "Nope", "kwargs": {}})
@@ -81,6 +92,11 @@ def test_an_unknown_class_is_refused_with_those_that_there_are():
         pytest.param("DAT (v1)", {"nonsense": 1}, id="network argument"),
         pytest.param("DAT (v1)", {"dims": [96, 192, 384, 400]}, id="widths that do not double"),
         pytest.param("PyramidVisionTransformer", {"factory": "dat_tiny"}, id="another family"),
+        pytest.param("PyramidVisionTransformer", {"nonsense": 1}, id="argument of a factory"),
+        pytest.param(
+            "PyramidVisionTransformer", {"factory": None, "patch_size": 16}, id="no depths"
+        ),
+        pytest.param("DAttentionBaseline (v1)", {"kv_size": [4, 4]}, id="table of another size"),
     ],
 )
 def test_unsupported_arguments_are_refused(class_, change):

@@ -84,6 +84,14 @@ def test_code_outside_the_package_registers_by_decorating(package):
         registry.register("toy")(lambda: None)
 
 
+def test_a_name_that_is_taken_is_refused_before_the_first_look(package):
+    registry = package({"a.py": TOY})
+    for name, aliases in (("toy", ()), ("t", ()), ("mine", ("t",))):
+        with pytest.raises(ValueError, match=r"already registered|is taken by 'toy'"):
+            registry.register(name, aliases=aliases)(lambda: None)
+    assert list(registry) == ["toy"]
+
+
 def test_the_order_is_that_of_the_files_whatever_was_imported_first(package):
     registry = package({"a.py": TOY})
     registry.register("mine")(lambda: None)

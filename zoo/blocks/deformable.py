@@ -74,6 +74,8 @@ class DeformableAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        if heads < 1 or groups < 1:
+            raise ZooError(f"heads={heads}, groups={groups}: expected 1 or more of each")
         if dim % heads:
             raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
         if heads % groups:
@@ -281,7 +283,11 @@ def dattention_v1(
     proj_drop: float = 0.0,
 ) -> DeformableAttention:
     """Build the module whose state dict the official class of 2022 has."""
-    del q_size  # the official code takes it from the input
+    if use_pe and not dwc_pe and list(q_size) != list(kv_size):
+        raise ZooError(
+            f"DAttentionBaseline (v1): q_size={q_size}, kv_size={kv_size}; the table of positions "
+            "is for queries and keys of one size"
+        )
     if no_off or (use_pe and fixed_pe and not dwc_pe):
         raise ZooError(
             f"DAttentionBaseline (v1) with no_off={no_off}, fixed_pe={fixed_pe}: the official "

@@ -125,6 +125,8 @@ class ShiftedWindowAttention(WindowAttention):
         if not 0 < self.shift < window:
             raise ZooError(f"shift={self.shift} is not between 0 and window={window}")
         self.map_size = None if map_size is None else (int(map_size[0]), int(map_size[1]))
+        if any(side % window for side in self.map_size or ()):
+            raise ZooError(f"map_size={self.map_size} is not a multiple of window={window}")
         mask = None if self.map_size is None else shift_mask(*self.map_size, window, self.shift)
         self.register_buffer("attn_mask", mask)
         self.attn_mask: torch.Tensor | None

@@ -202,6 +202,11 @@ def build_stages(
     Raises:
         ZooError: the widths do not double, or a letter is unknown.
     """
+    if not len(dims) == len(depths) == len(stage_spec):
+        raise ZooError(
+            f"{len(dims)} dims, {len(depths)} depths and {len(stage_spec)} entries of stage_spec: "
+            "expected one of each for every stage"
+        )
     doubled = [dims[0] * 2**i for i in range(len(dims))]
     if list(dims) != doubled:
         raise ZooError(f"dims={list(dims)}: expected each stage twice as wide as the one before")
@@ -214,7 +219,7 @@ def build_stages(
                 f"stage {i} has depth {depth} and blocks {list(spec)}; expected one letter a "
                 f"block out of {dict(letters)}"
             )
-        size, before = (rows // 2**i, columns // 2**i), sum(depths[:i])
+        size, before = (max(1, rows // 2**i), max(1, columns // 2**i)), sum(depths[:i])
         stages.append(
             Stage(
                 dim,
@@ -228,6 +233,17 @@ def build_stages(
             )
         )
     return stages
+
+
+def head_channels(dim: int, heads: int) -> int:
+    """Channels of a head.
+
+    Raises:
+        ZooError: the heads do not divide the channels.
+    """
+    if heads < 1 or dim % heads:
+        raise ZooError(f"{dim} channels do not divide into {heads} heads")
+    return dim // heads
 
 
 def windowed(

@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.blocks.deformable import dattention_v1
 from zoo.layers import ChannelNorm
-from zoo.models._dat import DAT, MLP, build_stages, windowed
+from zoo.models._dat import DAT, MLP, build_stages, head_channels, windowed
 from zoo.reference import reference
 from zoo.spec import model
 
@@ -94,7 +94,7 @@ def dat_v1(
                 q_size=size,
                 kv_size=size,
                 n_heads=heads[i],
-                n_head_channels=dims[i] // heads[i],
+                n_head_channels=head_channels(dims[i], heads[i]),
                 n_groups=groups[i],
                 stride=strides[i],
                 offset_range_factor=offset_range_factor[i],
@@ -172,6 +172,7 @@ def _published(
     multiple=224,
     minimum=224,
     params=28_319_138,
+    published_params=29e6,
     published_macs=4.6e9,
     published_top1=82.0,
     published_source="CVPR 2022 paper (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
@@ -201,6 +202,7 @@ def dat_tiny(
     multiple=224,
     minimum=224,
     params=49_700_402,
+    published_params=50e6,
     published_macs=9.0e9,
     published_top1=83.7,
     published_source="CVPR 2022 paper (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
@@ -230,6 +232,7 @@ def dat_small(
     multiple=224,
     minimum=224,
     params=87_881_632,
+    published_params=88e6,
     published_macs=15.8e9,
     published_top1=84.0,
     published_source="CVPR 2022 paper (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
@@ -259,6 +262,7 @@ def dat_base(
     multiple=384,
     minimum=384,
     params=88_178_272,
+    published_params=88e6,
     published_macs=49.8e9,
     published_top1=84.8,
     published_source="CVPR 2022 paper (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,9 @@ from zoo.blocks.deformable import dattention_v2
 from zoo.blocks.neighborhood import NeighborhoodAttention
 from zoo.blocks.sra import PyramidAttention
 from zoo.layers import ChannelNorm, sides
-from zoo.models._dat import DAT, MLP, build_stages, windowed
+from zoo.models._dat import DAT, MLP, build_stages, head_channels, windowed
 from zoo.reference import reference
+from zoo.registry import ZooError
 from zoo.spec import model
 
 LETTERS = {
@@ -82,7 +84,11 @@ def dat_v2(
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     heads_q: Sequence[int] = (6, 12, 24, 48),
-    ns_per_pts: Sequence[int] = (4, 4, 4, 4),
+    ksize_qnas: Any = None,
+    nqs: Any = None,
+    qna_activation: Any = None,
+    ns_per_pts: Any = None,
+    lower_lr_kvs: Any = None,
 ) -> DAT:
     """Build the network of 2023 from the arguments of the official class.
 
@@ -109,11 +115,12 @@ def dat_v2(
         expansion: hidden width of the MLPs, in units of the stage's channels.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         drop_rate, attn_drop_rate: dropout of outputs and of attention weights.
-        heads_q, ns_per_pts: of the letters that are refused; not read.
+        heads_q, ksize_qnas, nqs, qna_activation, ns_per_pts, lower_lr_kvs: of the letters that
+            are refused, or of training; not read.
     Raises:
         ZooError: the combination cannot be built, or the official code fails on it.
     """
-    del heads_q, ns_per_pts
+    del heads_q, ksize_qnas, nqs, qna_activation, ns_per_pts, lower_lr_kvs
     drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
 
     def attention(i: int, letter: str, size: tuple[int, int]) -> nn.Module:
@@ -123,7 +130,7 @@ def dat_v2(
                 q_size=size,
                 kv_size=size,
                 n_heads=heads[i],
-                n_head_channels=dim // heads[i],
+                n_head_channels=head_channels(dim, heads[i]),
                 n_groups=groups[i],
                 stride=strides[i],
                 offset_range_factor=offset_range_factor[i],
@@ -148,6 +155,8 @@ def dat_v2(
             return PyramidAttention(dim, heads=heads[i], reduction=sr_ratios[i], **drops)
         if letter == "X":
             kernel = window_sizes[i]
+            if kernel % 2 == 0:
+                raise ZooError(f"stage {i}: letter X needs an odd window, not {kernel}")
             return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         return windowed(letter, dim, heads[i], window_sizes[i], size, **drops)
 
@@ -170,6 +179,8 @@ def dat_v2(
         layer_scale_values=layer_scale_values,
     )
     stem = nn.Sequential(nn.Conv2d(3, dim_stem, patch_size, patch_size), ChannelNorm(dim_stem))
+    if use_conv_patches and patch_size != 4:
+        raise ZooError(f"patch_size={patch_size}: the stem of two convolutions has patches of 4")
     if use_conv_patches:
         stem = nn.Sequential(
             nn.Conv2d(3, dim_stem // 2, 3, 2, 1),
@@ -223,6 +234,7 @@ def _published(
     multiple=1,
     minimum=33,
     params=23_962_876,
+    published_params=24e6,
     published_macs=4.3e9,
     published_top1=83.9,
     published_source="arXiv 2309.01430 (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
@@ -251,6 +263,7 @@ def dat_pp_tiny(
     multiple=1,
     minimum=33,
     params=53_127_366,
+    published_params=53e6,
     published_macs=9.4e9,
     published_top1=84.6,
     published_source="arXiv 2309.01430 (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
@@ -279,6 +292,7 @@ def dat_pp_small(
     multiple=1,
     minimum=33,
     params=93_690_640,
+    published_params=94e6,
     published_macs=16.6e9,
     published_top1=84.9,
     published_source="arXiv 2309.01430 (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",
@@ -307,6 +321,7 @@ def dat_pp_base(
     multiple=1,
     minimum=33,
     params=93_690_640,
+    published_params=94e6,
     published_macs=49.7e9,
     published_top1=85.9,
     published_source="arXiv 2309.01430 (parameters, FLOPs), LeapLabTHU/DAT README (top-1)",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,6 @@ class PVT(Pyramid):
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the MLPs of each stage, in units of its channels.
         reductions: side of the patches that become one key, for each stage.
-        patch_size: pixels per token side in the first stage; later stages halve the map.
         qkv_bias: whether the query and key-value projections have a bias.
         norm_eps: of the norms of blocks and head; those of patches and reduced maps have 1e-5.
         img_size: side of the input in pixels, or (h, w), for which the embeddings are made.
@@ -51,9 +49,8 @@ class PVT(Pyramid):
         depths: Sequence[int],
         dims: Sequence[int] = (64, 128, 320, 512),
         heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[int] = (8, 8, 4, 4),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         reductions: Sequence[int] = (8, 4, 2, 1),
-        patch_size: int = 4,
         qkv_bias: bool = True,
         norm_eps: float = NORM_EPS,
         img_size: int | tuple[int, int] = 224,
@@ -66,7 +63,7 @@ class PVT(Pyramid):
         (rows, columns), width = sides(img_size), 3
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[-1]))
         for i, dim in enumerate(dims, start=1):
-            patch = patch_size if i == 1 else 2
+            patch = 4 if i == 1 else 2
             rows, columns = rows // patch, columns // patch
             self.map_sizes.append((rows, columns))
             blocks = [
@@ -90,7 +87,7 @@ class PVT(Pyramid):
         self.norm: nn.Module = nn.LayerNorm(dims[-1], eps=norm_eps)
         self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.feature_info = [
-            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"block{i + 1}"}
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"block{i + 1}"}
             for i, dim in enumerate(dims)
         ]
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -120,7 +117,8 @@ class PVT(Pyramid):
     def fit_entry(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Resize an embedding of a checkpoint that was made for another, square map.
 
-        Bilinearly, as `forward` does for a map that differs from the one of the network.
+        Bilinearly, as `forward` does for a map that differs from the one of the network. One of
+        as many entries as the network's is not resized, whatever the shape of its map was.
         """
         number = name.removeprefix("pos_embed")
         if name == number or value.ndim != 3:
@@ -171,7 +169,7 @@ class Block(nn.Module):
         dim: int,
         *,
         heads: int,
-        mlp_ratio: int,
+        mlp_ratio: float,
         reduction: int,
         qkv_bias: bool,
         norm_eps: float,
@@ -183,7 +181,7 @@ class Block(nn.Module):
             dim, heads=heads, reduction=reduction, qkv_bias=qkv_bias
         )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = MLP(dim, mlp_ratio * dim)
+        self.mlp = MLP(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -219,38 +217,49 @@ def resized(position: torch.Tensor, built: tuple[int, int], size: tuple[int, int
 
 
 @reference("PyramidVisionTransformer")
-def pyramid_vision_transformer(*, factory: str | None = None, **options: Any) -> PVT:
-    """Build what an official factory function, e.g. `pvt_small`, returns, or the class itself."""
-    if factory is None:
-        return _from_official(**options)
-    if factory not in MODELS or MODELS[factory].family != "pvt":
-        raise ZooError(f"PyramidVisionTransformer: no factory {factory!r}")
-    MODELS[factory].check_options(options)
-    return MODELS[factory].load()(**options)
-
-
-def _from_official(
+def pyramid_vision_transformer(
     *,
-    depths: Sequence[int],
-    embed_dims: Sequence[int],
-    num_heads: Sequence[int],
-    mlp_ratios: Sequence[int],
+    factory: str | None = None,
+    depths: Sequence[int] = (),
+    embed_dims: Sequence[int] = (64, 128, 320, 512),
+    num_heads: Sequence[int] = (1, 2, 5, 8),
+    mlp_ratios: Sequence[float] = (8, 8, 4, 4),
     sr_ratios: Sequence[int] = (8, 4, 2, 1),
-    patch_size: int = 16,
-    qkv_bias: bool = False,
-    norm_eps: float = 1e-5,
+    patch_size: int = 4,
+    in_chans: int = 3,
+    qkv_bias: bool = True,
+    qk_scale: None = None,
+    norm_eps: float = NORM_EPS,
+    num_stages: int = 4,
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> PVT:
-    """Translate the arguments of the official class; `norm_eps` is that of its `norm_layer`."""
+    """Build what an official factory function, e.g. `pvt_small`, returns, or the class itself.
+
+    Without a factory `depths` must be given; the other defaults are those of the published
+    networks. `norm_eps` is that of the official `norm_layer`.
+    """
+    sizes = {"img_size": img_size, "num_classes": num_classes, "drop_path_rate": drop_path_rate}
+    if factory is not None:
+        if factory not in MODELS or MODELS[factory].family != "pvt":
+            raise ZooError(f"PyramidVisionTransformer: no factory {factory!r}")
+        return MODELS[factory].load()(**sizes)
+    fixed = (patch_size, in_chans, qk_scale, drop_rate, attn_drop_rate)
+    if fixed != (4, 3, None, 0, 0) or not len(depths) == len(embed_dims) == num_stages:
+        raise ZooError(
+            f"PyramidVisionTransformer: patch_size={patch_size}, in_chans={in_chans}, qk_scale="
+            f"{qk_scale}, drop_rate={drop_rate}, attn_drop_rate={attn_drop_rate}, {len(depths)} "
+            f"depths; expected 4, 3, None, 0, 0 and {num_stages} depths"
+        )
     return PVT(
         depths=depths,
         dims=embed_dims,
         heads=num_heads,
         mlp_ratios=mlp_ratios,
         reductions=sr_ratios,
-        patch_size=patch_size,
         qkv_bias=qkv_bias,
         norm_eps=norm_eps,
         img_size=img_size,
@@ -264,6 +273,7 @@ def _from_official(
     family="pvt",
     source="ICCV 2021, arXiv 2102.12122; code whai362/PVT at 57e2dfa, Apache-2.0",
     params=13_229_288,
+    published_params=13.2e6,
     published_macs=1.9e9,
     published_top1=75.1,
     published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
@@ -289,6 +299,7 @@ def pvt_tiny(
     family="pvt",
     source="ICCV 2021, arXiv 2102.12122; code whai362/PVT at 57e2dfa, Apache-2.0",
     params=24_485_864,
+    published_params=24.5e6,
     published_macs=3.8e9,
     published_top1=79.8,
     published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
@@ -313,6 +324,7 @@ def pvt_small(
     family="pvt",
     source="ICCV 2021, arXiv 2102.12122; code whai362/PVT at 57e2dfa, Apache-2.0",
     params=44_208_104,
+    published_params=44.2e6,
     published_macs=6.7e9,
     published_top1=81.2,
     published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",
@@ -337,6 +349,7 @@ def pvt_medium(
     family="pvt",
     source="ICCV 2021, arXiv 2102.12122; code whai362/PVT at 57e2dfa, Apache-2.0",
     params=61_369_320,
+    published_params=61.4e6,
     published_macs=9.8e9,
     published_top1=81.7,
     published_source="whai362/PVT README (parameters, top-1), PVT paper (FLOPs)",

@@ -108,6 +108,7 @@ def _scaled(layers: dict[str, Any], channels: int) -> int:
     task="detect",
     img_size=640,
     params=3_157_200,
+    published_params=3.2e6,
     published_macs=4.35e9,
     published_source="ultralytics docs: 8.7 GFLOPs of the fused model, two to a multiply-add",
 )
