@@ -151,6 +151,16 @@ def test_a_cut_pyramid_has_the_same_maps_and_no_idle_parameter(name):
     assert [n for n, p in cut.named_parameters() if p.grad is None] == []
 
 
+def test_the_last_map_of_pvt_leaves_the_class_token_out(fill, noise):
+    model = fill(zoo.create_model("pvt_tiny", img_size=64, num_classes=10))
+    x = noise("map", 1, 512, 2, 2)
+    model.patch_embed4 = torch.nn.Identity()
+    model.patch_embed4.forward = lambda x: (x.flatten(2).mT, (2, 2))
+    tokens, _ = model._tokens(3, x)
+    assert tokens.shape == (1, 5, 512)
+    assert torch.equal(model.forward_stage(3, x).flatten(2).mT, tokens[:, 1:])
+
+
 @pytest.mark.parametrize("indices", [(4,), (1, 0), (0, 0), ("a",), ()])
 def test_stages_that_are_not_there_are_refused(indices):
     with pytest.raises(zoo.ZooError, match="numbers of stages in rising order, out of 0 to 3"):

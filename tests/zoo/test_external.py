@@ -96,6 +96,15 @@ def test_a_library_is_asked_in_a_child_so_that_no_torch_is_imported():
     assert done.stdout.split() == ["384", "False"]
 
 
+def test_a_folder_of_the_same_name_is_not_taken_for_the_library(tmp_path):
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise RuntimeError('not me')")
+    command = [sys.executable, "-P", "-m", "datbench", "list", "timm:resnet18", "--format", "json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"img_size": 224' in done.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -264,6 +273,8 @@ def test_definitions_are_seen_in_branches_and_imports():
 
     text = "import a.b\nfrom c import d as e\nif 1:\n    x, y = 1, 2\nelse:\n    def f(): ...\n"
     assert definitions(ast.parse(text).body).keys() == {"a", "e", "x", "y", "f"}
+    twice = definitions(ast.parse("def f(): ...\ndef f(a=1): ...\n").body)
+    assert not isinstance(twice["f"], ast.FunctionDef)  # which one holds is left open
 
 
 PLUGIN = """
