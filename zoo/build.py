@@ -46,8 +46,7 @@ def create_model(
 
     Args:
         name: e.g. "dat_tiny", "dat[num_classes=10]", "yolov8n+dat".
-        checkpoint: file to load the weights from, see
-            `zoo.checkpoint`.
+        checkpoint: file to load the weights from, see `zoo.checkpoint`.
         input_size: (h, w) of what it will be fed; given as `img_size` to a builder that takes it.
         options: for the model's builder; they win over those in brackets. Classifiers take
             `features_only=True` too, with `out_indices=(0, 1, 2, 3)`, and return the maps of

@@ -6,10 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zoo.registry import ZooError
+
 
 def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of an input whose size is given as a side or as both."""
     return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
+def head_scale(dim: int, heads: int) -> float:
+    """Factor of the logits: one over the root of the channels of a head.
+
+    Raises:
+        ZooError: the channels do not divide.
+    """
+    if dim % heads:
+        raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+    return (dim // heads) ** -0.5
 
 
 class ChannelNorm(nn.Module):

@@ -19,7 +19,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from zoo.source import Definition, decorated, definitions, find_source, options_of_source
 
@@ -208,7 +208,7 @@ class Registry(Mapping[str, S], Generic[S]):
         if point.dist is not None:
             owner = {"family": point.dist.name, "source": f"{point.dist.name} {point.dist.version}"}
         fields = {field.name for field in dataclasses.fields(self._spec)}
-        known = {name: value for name, value in owner.items() if name in fields}
+        known: dict[str, Any] = {name: owner[name] for name in owner if name in fields}
         marked = [
             m for m in decorated(path, self._decorator) if (point.attr or m[2].name) == m[2].name
         ]
@@ -228,7 +228,7 @@ class Registry(Mapping[str, S], Generic[S]):
                 module=point.module,
                 attribute=point.attr,
                 options=None,
-                **cast(dict[str, Any], known),
+                **known,
             )
 
     def _add(self, spec: S) -> None:

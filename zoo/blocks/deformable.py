@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from zoo.layers import ChannelNorm, resized_table
+from zoo.layers import ChannelNorm, head_scale, resized_table
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -76,8 +76,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         if heads < 1 or groups < 1:
             raise ZooError(f"heads={heads}, groups={groups}: expected 1 or more of each")
-        if dim % heads:
-            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.scale = head_scale(dim, heads)
         if heads % groups:
             raise ZooError(f"heads={heads} is not a multiple of groups={groups}")
         known = (*get_args(Position), None)
@@ -96,7 +95,6 @@ class DeformableAttention(nn.Module):
         self.no_offset = no_offset
         self.heads, self.groups, self.stride = heads, groups, stride
         self.offset_range, self.position, self.version = offset_range, position, version
-        self.scale = (dim // heads) ** -0.5
         group_dim = dim // groups
         padding = 0 if version == 2 and kernel_size == stride else kernel_size // 2
         self.overhang = kernel_size - 2 * padding

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import init_linear
+from zoo.layers import head_scale, init_linear
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -89,15 +89,13 @@ class NeighborhoodAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.scale = head_scale(dim, heads)
         if kernel_size < 3 or kernel_size % 2 == 0 or dilation < 1:
             raise ZooError(
                 f"kernel_size={kernel_size}, dilation={dilation}: expected an odd window of 3 or "
                 "more pixels and a dilation of 1 or more"
             )
         self.heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
-        self.scale = (dim // heads) ** -0.5
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         table = torch.zeros(heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
         self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import ChannelNorm, init_linear
+from zoo.layers import ChannelNorm, head_scale, init_linear
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -41,10 +41,8 @@ class SpatialReductionAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.scale = head_scale(dim, heads)
         self.heads, self.reduction = heads, reduction
-        self.scale = (dim // heads) ** -0.5
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -98,10 +96,8 @@ class PyramidAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.scale = head_scale(dim, heads)
         self.heads, self.reduction = heads, reduction
-        self.scale = (dim // heads) ** -0.5
         self.q, self.kv = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, 2 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)

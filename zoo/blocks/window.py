@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import init_linear, resized_table, sides
+from zoo.layers import head_scale, init_linear, resized_table, sides
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -44,10 +44,8 @@ class WindowAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
+        self.scale = head_scale(dim, heads)
         self.heads, self.window = heads, window
-        self.scale = (dim // heads) ** -0.5
         self.proj_qkv = nn.Linear(dim, 3 * dim)
         self.proj_out = nn.Linear(dim, dim)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)

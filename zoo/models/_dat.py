@@ -178,9 +178,10 @@ class MLP(nn.Module):
         return rearrange(self.chunk(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
 
 
-def build_stages(
+def build_dat(
+    stem: nn.Module,
     attention: Callable[[int, str, tuple[int, int]], nn.Module],
-    mlp: Callable[[int], nn.Module],
+    conv_mlp: Callable[..., nn.Module],
     *,
     dims: Sequence[int],
     depths: Sequence[int],
@@ -189,15 +190,21 @@ def build_stages(
     dim_stem: int,
     img_size: int | tuple[int, int],
     patch_size: int,
+    num_classes: int,
+    expansion: int,
+    drop_rate: float,
     drop_path_rate: float,
+    use_dwc_mlps: Sequence[bool],
+    use_conv_patches: bool,
     use_lpus: Sequence[bool] = (False,) * 4,
     layer_scale_values: Sequence[float] = (0.0,) * 4,
-) -> list[Stage]:
-    """Build the stages from the official arguments.
+) -> DAT:
+    """Build a network from the official arguments.
 
     Args:
+        stem: as `DAT` takes it.
         attention: builds the attention of a stage's number, a letter and the map's (rows, columns).
-        mlp: builds an MLP of a stage's number.
+        conv_mlp: the MLP of the stages that `use_dwc_mlps` names, with the arguments of `MLP`.
         letters: what each letter that may stand in `stage_spec` means.
     Raises:
         ZooError: the widths do not double, or a letter is unknown.
@@ -225,14 +232,22 @@ def build_stages(
                 dim,
                 spec,
                 [attention(i, letter, size) for letter in spec],
-                functools.partial(mlp, i),
+                functools.partial(
+                    conv_mlp if use_dwc_mlps[i] else MLP, dim, expansion * dim, drop_rate
+                ),
                 drop_paths[before : before + depth],
                 dim_in=dim_stem if i == 0 else dim,
                 perception=use_lpus[i],
                 layer_scale=layer_scale_values[i],
             )
         )
-    return stages
+    return DAT(
+        stem,
+        stages,
+        down_kernel=3 if use_conv_patches else 2,
+        patch_size=patch_size,
+        num_classes=num_classes,
+    )
 
 
 def head_channels(dim: int, heads: int) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.blocks.deformable import dattention_v1
 from zoo.layers import ChannelNorm
-from zoo.models._dat import DAT, MLP, build_stages, head_channels, windowed
+from zoo.models._dat import DAT, build_dat, head_channels, windowed
 from zoo.reference import reference
 from zoo.spec import model
 
@@ -107,18 +107,15 @@ def dat_v1(
             )
         return windowed(letter, dims[i], heads[i], window_sizes[i], size, **drops)
 
-    def mlp(i: int) -> nn.Module:
-        kind = ConvMLP if use_dwc_mlps[i] else MLP
-        return kind(dims[i], expansion * dims[i], drop=drop_rate)
-
     kernel = 7 if use_conv_patches else patch_size
     stem = nn.Sequential(
         nn.Conv2d(3, dim_stem, kernel, patch_size, 3 if use_conv_patches else 0),
         ChannelNorm(dim_stem),
     )
-    stages = build_stages(
+    return build_dat(
+        stem,
         attention,
-        mlp,
+        ConvMLP,
         dims=dims,
         depths=depths,
         stage_spec=stage_spec,
@@ -126,11 +123,12 @@ def dat_v1(
         dim_stem=dim_stem,
         img_size=img_size,
         patch_size=patch_size,
+        num_classes=num_classes,
+        expansion=expansion,
+        drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
-    )
-    down_kernel = 3 if use_conv_patches else 2
-    return DAT(
-        stem, stages, down_kernel=down_kernel, patch_size=patch_size, num_classes=num_classes
+        use_dwc_mlps=use_dwc_mlps,
+        use_conv_patches=use_conv_patches,
     )
 
 

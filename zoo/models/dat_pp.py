@@ -12,7 +12,7 @@ from zoo.blocks.deformable import dattention_v2
 from zoo.blocks.neighborhood import NeighborhoodAttention
 from zoo.blocks.sra import PyramidAttention
 from zoo.layers import ChannelNorm, sides
-from zoo.models._dat import DAT, MLP, build_stages, head_channels, windowed
+from zoo.models._dat import DAT, build_dat, head_channels, windowed
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import model
@@ -160,25 +160,6 @@ def dat_v2(
             return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         return windowed(letter, dim, heads[i], window_sizes[i], size, **drops)
 
-    def mlp(i: int) -> nn.Module:
-        kind = ConvMLP if use_dwc_mlps[i] else MLP
-        return kind(dims[i], expansion * dims[i], drop=drop_rate)
-
-    stages = build_stages(
-        attention,
-        mlp,
-        dims=dims,
-        depths=depths,
-        stage_spec=stage_spec,
-        letters=LETTERS,
-        dim_stem=dim_stem,
-        img_size=img_size,
-        patch_size=patch_size,
-        drop_path_rate=drop_path_rate,
-        use_lpus=use_lpus,
-        layer_scale_values=layer_scale_values,
-    )
-    stem = nn.Sequential(nn.Conv2d(3, dim_stem, patch_size, patch_size), ChannelNorm(dim_stem))
     if use_conv_patches and patch_size != 4:
         raise ZooError(f"patch_size={patch_size}: the stem of two convolutions has patches of 4")
     if use_conv_patches:
@@ -189,9 +170,27 @@ def dat_v2(
             nn.Conv2d(dim_stem // 2, dim_stem, 3, 2, 1),
             ChannelNorm(dim_stem),
         )
-    down_kernel = 3 if use_conv_patches else 2
-    return DAT(
-        stem, stages, down_kernel=down_kernel, patch_size=patch_size, num_classes=num_classes
+    else:
+        stem = nn.Sequential(nn.Conv2d(3, dim_stem, patch_size, patch_size), ChannelNorm(dim_stem))
+    return build_dat(
+        stem,
+        attention,
+        ConvMLP,
+        dims=dims,
+        depths=depths,
+        stage_spec=stage_spec,
+        letters=LETTERS,
+        dim_stem=dim_stem,
+        img_size=img_size,
+        patch_size=patch_size,
+        num_classes=num_classes,
+        expansion=expansion,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+        use_dwc_mlps=use_dwc_mlps,
+        use_conv_patches=use_conv_patches,
+        use_lpus=use_lpus,
+        layer_scale_values=layer_scale_values,
     )
 
 

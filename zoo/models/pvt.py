@@ -112,6 +112,7 @@ class PVT(Pyramid):
         for i in range(count + 1, len(self.map_sizes) + 1):
             for name in (f"patch_embed{i}", f"block{i}", f"pos_embed{i}"):
                 delattr(self, name)
+        if count < len(self.map_sizes):
             self.register_parameter("cls_token", None)
 
     def fit_entry(self, name: str, value: torch.Tensor) -> torch.Tensor:
