@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def names() -> list[str]:
-    """Names of all models and of all blocks alone."""
+def names(start: str = "") -> list[str]:
+    """Names of all models and of all blocks alone; of a library where `start` begins with it."""
+    library = start.partition(":")[0]
+    if library in external.LIBRARIES:
+        return [f"{library}:{name}" for name in external.names(library)]
     return [*list_models(), *(f"block:{block}" for block in list_blocks())]
 
 
@@ -28,10 +31,8 @@ def rows(pattern: str = "*") -> list[dict[str, Any]]:
 
     A pattern that starts with the name of a library, e.g. "timm:*", looks through its models.
     """
-    library = pattern.partition(":")[0]
-    if library in external.LIBRARIES:
-        there = [f"{library}:{name}" for name in external.names(library)]
-        return [facts(name) for name in fnmatch.filter(there, pattern)]
+    if pattern.partition(":")[0] in external.LIBRARIES:
+        return [facts(name) for name in fnmatch.filter(names(pattern), pattern)]
     found = map(facts, names())
     return [r for r in found if fnmatch.filter([r["model"], *r["aliases"].split()], pattern)]
 

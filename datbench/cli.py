@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from datbench import catalogue
 from datbench.api import choose_protocol, prepare, profile_protocol
 from datbench.errors import UserError
-from zoo import ZooError, external, list_blocks
+from zoo import ZooError, list_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,12 +87,8 @@ def complete_model(ctx: Any, param: Any, incomplete: str) -> list[CompletionItem
     """Suggest models, blocks alone, blocks plugged into a detector, and models of libraries."""
     del ctx, param
     base, plus, _ = incomplete.partition("+")
-    library = incomplete.partition(":")[0]
-    names = catalogue.names()
-    if plus:
-        names = [f"{base}+{block}" for block in list_blocks()]
-    elif library in external.LIBRARIES:
-        names = [f"{library}:{name}" for name in external.names(library)]
+    blocks = [f"{base}+{block}" for block in list_blocks()]
+    names = blocks if plus else catalogue.names(incomplete)
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 

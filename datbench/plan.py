@@ -45,9 +45,9 @@ class Case:
     workload: Workload
     checkpoint: str | None = None
 
-    @property
+    @functools.cached_property
     def named(self) -> Named:
-        """The parsed name."""
+        """The parsed name; a user's file is read once, so that its digest is that of the plan."""
         return parse_name(self.name)
 
     @property

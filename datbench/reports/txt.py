@@ -15,7 +15,7 @@ from datbench.records import Comparison, Record
 from datbench.reports import report
 
 WIDTH = 120  # columns of plain text
-ROOMY = 100  # columns from which a comparison stands on one line, and published figures do
+ROOMY = 100  # columns from which a comparison stands on one line, beside published figures
 
 
 @report("txt")
