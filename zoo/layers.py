@@ -20,7 +20,7 @@ def head_scale(dim: int, heads: int) -> float:
     Raises:
         ZooError: the channels do not divide.
     """
-    if dim % heads:
+    if heads < 1 or dim % heads:
         raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
     return (dim // heads) ** -0.5
 
@@ -51,3 +51,21 @@ def init_linear(module: nn.Module) -> None:
 def resized_table(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize a table of positions (heads, h, w) bicubically, as official DAT code does."""
     return F.interpolate(table[None].float(), size=size, mode="bicubic")[0].to(table.dtype)
+
+
+def depthwise(dim: int, kernel: int | tuple[int, int]) -> nn.Conv2d:
+    """Convolution of each channel for itself that keeps the map's size; odd kernels."""
+    rows, columns = sides(kernel)
+    return nn.Conv2d(dim, dim, (rows, columns), padding=(rows // 2, columns // 2), groups=dim)
+
+
+def activation(name: str) -> nn.Module:
+    """Activation of torch.nn by its name.
+
+    Raises:
+        ZooError: there is none of this name.
+    """
+    made = getattr(nn, name, None)
+    if made is None or getattr(made, "__module__", "") != "torch.nn.modules.activation":
+        raise ZooError(f"no activation {name!r} in torch.nn; take ReLU6, ReLU, GELU or SiLU")
+    return made()

@@ -153,15 +153,32 @@ def relative_index(window: int) -> torch.Tensor:
 
 
 def shift_mask(
-    h: int, w: int, window: int, shift: int, device: torch.device | None = None
+    h: int,
+    w: int,
+    window: int,
+    shift: int,
+    device: torch.device | None = None,
+    *,
+    inside: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Mask of 0 and -100 that separates what rolling brought together, (windows, m, n)."""
+    """Mask of 0 and -100 that separates what rolling brought together, (windows, m, n).
 
-    def part(length: int) -> torch.Tensor:
+    Args:
+        h, w: sides of the map, multiples of `window`.
+        window: side of the windows.
+        shift: pixels that the map was rolled by, up and to the left.
+        device: of the result.
+        inside: (h, w) of the map before it was padded; what lies beyond is kept apart too.
+    """
+    inside = inside or (h, w)
+
+    def part(length: int, filled: int) -> torch.Tensor:
         i = torch.arange(length, device=device)
-        return (i >= length - window).int() + (i >= length - shift).int()
+        seam = (i >= length - window).int() + (i >= length - shift).int()
+        return torch.where((i + shift) % length < filled, seam, 3)
 
-    region = part(h)[:, None] * 3 + part(w)[None]
+    rows, columns = part(h, inside[0])[:, None], part(w, inside[1])[None]
+    region = rows * 4 + columns
     tokens = rearrange(region, "(i y) (j x) -> (i j) (y x)", y=window, x=window)
     return -100.0 * (tokens[:, :, None] != tokens[:, None, :]).float()
 
