@@ -11,19 +11,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo import external, list_blocks, list_models
-from zoo.names import parse_name
-from zoo.spec import ModelSpec
+from zoo.names import PLACEMENTS, parse_name
+from zoo.spec import MODELS, ModelSpec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 def names(start: str = "") -> list[str]:
-    """Names of all models and of all blocks alone; of a library where `start` begins with it."""
+    """Names of all models and of all blocks alone, as far as a name or pattern asks for them.
+
+    Those of a library where `start` begins with it; detectors with a block where it holds a "+".
+    """
     library = start.partition(":")[0]
     if library in external.LIBRARIES:
         return [f"{library}:{name}" for name in external.names(library)]
-    return [*list_models(), *(f"block:{block}" for block in list_blocks())]
+    if "+" in start:
+        return list_models("*+*")
+    return [*MODELS, *(f"block:{block}" for block in list_blocks())]
 
 
 def rows(pattern: str = "*") -> list[dict[str, Any]]:
@@ -33,7 +38,7 @@ def rows(pattern: str = "*") -> list[dict[str, Any]]:
     """
     if pattern.partition(":")[0] in external.LIBRARIES:
         return [facts(name) for name in fnmatch.filter(names(pattern), pattern)]
-    found = map(facts, names())
+    found = map(facts, names(pattern))
     return [r for r in found if fnmatch.filter([r["model"], *r["aliases"].split()], pattern)]
 
 
@@ -85,6 +90,8 @@ def show(found: Sequence[dict[str, Any]]) -> RenderableType:
         table.add_row(row["model"], row["aliases"], size, *numbers, top1, row["summary"])
     notes = (
         "GMACs and top-1 as published; --format csv and json name the sources.",
+        "Detectors take any block, at a placement: yolov8n+ema, yolov8n+dat@neck; placements are "
+        f"{', '.join(PLACEMENTS)}.",
         f"Elsewhere: {external.FORMS}.",
     )
     return Group(table, "", *map(Text, notes))

@@ -15,7 +15,8 @@ from click.shell_completion import CompletionItem
 from datbench import catalogue
 from datbench.api import choose_protocol, prepare, profile_protocol
 from datbench.errors import UserError
-from zoo import ZooError, list_blocks
+from datbench.plan import add_plugins
+from zoo import ZooError, detector_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,9 +87,7 @@ class Variadic(click.RichCommand):
 def complete_model(ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
     """Suggest models, blocks alone, blocks plugged into a detector, and models of libraries."""
     del ctx, param
-    base, plus, _ = incomplete.partition("+")
-    blocks = [f"{base}+{block}" for block in list_blocks()]
-    names = blocks if plus else catalogue.names(incomplete)
+    names = catalogue.names(incomplete)
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -122,6 +121,14 @@ OUTPUT = click.option(
     type=click.Path(path_type=Path),
     multiple=True,
     help="Also write a report, its format by suffix: .csv .html .json .txt. Repeatable.",
+)
+PLUGIN = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help='File with blocks or models of yours, under @zoo.block("name"). Repeatable.',
 )
 WORKLOAD = _all(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
@@ -180,6 +187,7 @@ WORKLOAD = _all(
         metavar="SECONDS",
         help="Start no further round after this time.",
     ),
+    PLUGIN,
 )
 
 
@@ -195,8 +203,13 @@ def cli() -> None:
 @cli.command("list")
 @click.argument("pattern", default="*")
 @FORMAT
-def list_(pattern: str, form: str) -> None:
-    """List models and blocks that match PATTERN, with published figures."""
+@PLUGIN
+def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
+    """List models and blocks that match PATTERN, with published figures.
+
+    Any block plugs into any detector; 'yolov8n+*' lists those of one.
+    """
+    add_plugins([str(file) for file in plugins])
     rows = catalogue.rows(pattern)
     if not rows:
         raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
@@ -264,6 +277,17 @@ def export_report(
     for output in outputs:
         check_output(output)
     _write(records, outputs)
+
+
+@cli.command("yolo-yaml")
+@click.argument("model", shell_complete=complete_model)
+@PLUGIN
+def yolo_yaml(model: str, plugins: tuple[Path, ...]) -> None:
+    """Write the YAML of a detector, e.g. yolov8n+dat, as ultralytics builds and trains it."""
+    add_plugins([str(file) for file in plugins])
+    with contextlib.redirect_stdout(sys.stderr):  # ultralytics greets on stdout
+        text = detector_yaml(model)
+    click.echo(text, nl=False)
 
 
 def _run_path(run: Path, results: Path) -> Path:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from datbench.inputs import check_image
 from datbench.records import Workload
 from datbench.schedule import DEFAULT, Protocol
 from zoo.names import Named, parse_name
+from zoo.plugins import load_plugin
 from zoo.spec import BlockSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -38,16 +40,19 @@ class Case:
         name: what the zoo builds, with the options in brackets.
         workload: what it is given to do.
         checkpoint: file of its weights; random weights without one.
+        plugins: files that add blocks and models to the zoo before the name is read.
     """
 
     label: str
     name: str
     workload: Workload
     checkpoint: str | None = None
+    plugins: tuple[str, ...] = ()
 
     @functools.cached_property
     def named(self) -> Named:
         """The parsed name; a user's file is read once, so that its digest is that of the plan."""
+        add_plugins(self.plugins)
         return parse_name(self.name)
 
     @property
@@ -58,9 +63,10 @@ class Case:
 
     @property
     def modules(self) -> list[str]:
-        """Modules that building the model imports."""
+        """Modules that building the model imports, those of users left out."""
         specs = (self.named.spec, self.named.block)
-        return [spec.module for spec in specs if spec is not None]
+        users = {Path(plugin).stem for plugin in self.plugins}
+        return [spec.module for spec in specs if spec is not None and spec.module not in users]
 
     @property
     def published(self) -> dict[str, Any]:
@@ -137,6 +143,7 @@ def make_plan(
     seed: int = 0,
     image: str = "photo",
     checkpoints: Sequence[str] = (),
+    plugins: Sequence[str | os.PathLike[str]] = (),
 ) -> Plan:
     """Resolve every name and option; nothing is built and torch is not imported.
 
@@ -156,6 +163,7 @@ def make_plan(
         seed: of weights, noise and order.
         image: "photo", "noise" or a file.
         checkpoints: "FILE", or "MODEL=FILE" where there are several models.
+        plugins: files with blocks and models of the user's, see `zoo.load_plugin`.
     Raises:
         UserError, ZooError: something cannot work; the message says what would.
     """
@@ -169,6 +177,8 @@ def make_plan(
         if number is not None and number < 1:
             raise UserError(f"{what} is {number}; expected 1 or more")
     check_image(image)
+    files = tuple(str(Path(plugin).resolve()) for plugin in plugins)
+    add_plugins(files)
     names = [parse_name(model) for model in models]
     shapes = [_shape(named, img_size, input_shape) for named in names]
     where = resolve_device(device)
@@ -193,11 +203,18 @@ def make_plan(
                 seed=seed,
             ),
             weights.get(label),
+            files,
         )
         for label, named, shape in zip(labels, names, shapes, strict=True)
     )
     compares = command == "compare"
     return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
+
+
+def add_plugins(files: Sequence[str]) -> None:
+    """Add files of the user's to the zoo of this process."""
+    for file in files:
+        load_plugin(file)
 
 
 @functools.cache

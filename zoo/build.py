@@ -8,11 +8,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import load_checkpoint
-from zoo.names import parse_name
+from zoo.names import Named, parse_name
 from zoo.registry import ZooError
-from zoo.spec import BLOCKS, MODELS, PYRAMID, BlockSpec
+from zoo.spec import BLOCKS, MODELS, PYRAMID, BlockSpec, ModelSpec
 
 if TYPE_CHECKING:
+    import ultralytics
     from torch import nn
 
 
@@ -72,10 +73,9 @@ def create_model(
             options.setdefault("img_size", h if h == w else (h, w))
         model = builder(**options)
     else:
-        from zoo.models.yolo import detector
+        from zoo.models._yolo import detector
 
-        plugged = (named.block.name, dict(named.block_options), named.placement)
-        model = detector(named.spec.name, plugged=plugged, **options)
+        model = detector(named, **options)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     if pyramid.get("features_only"):
@@ -101,3 +101,40 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     options = {**named.options, **options}
     named.spec.check_options(options)
     return named.spec.load()(channels, **options)
+
+
+def yolo(name: str, *, weights: str | os.PathLike[str] | None = None) -> ultralytics.YOLO:
+    """Make a detector that trains, validates, predicts and exports as ultralytics' own do.
+
+    What is saved loads with `ultralytics.YOLO("best.pt")` after `import zoo`.
+
+    Args:
+        name: e.g. "yolov8n+dat", "yolov8s[num_classes=3]+ema@neck".
+        weights: checkpoint of ultralytics, e.g. "yolov8n.pt", for the plain detector or the same
+            one; what is not the block's comes from it.
+    Raises:
+        ZooError: it is no detector, or the weights do not fit.
+    """
+    from zoo.models._yolo import trainable
+
+    named = _detector(name)
+    return trainable(named, weights=weights, **named.options)
+
+
+def detector_yaml(name: str) -> str:
+    """Write the YAML from which `ultralytics.YOLO` builds a detector, after `import zoo`.
+
+    Raises:
+        ZooError: it is no detector.
+    """
+    from zoo.models._yolo import as_yaml
+
+    named = _detector(name)
+    return as_yaml(named, **named.options)
+
+
+def _detector(name: str) -> Named:
+    named = parse_name(name)
+    if not isinstance(named.spec, ModelSpec) or not named.spec.family.startswith("yolo"):
+        raise ZooError(f"{name} is not a detector of ultralytics; e.g. yolov8n+dat is")
+    return named

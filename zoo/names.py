@@ -18,7 +18,12 @@ from typing import Any
 from zoo.registry import ZooError
 from zoo.spec import BLOCKS, MODELS, BlockSpec, ModelSpec, check_sides
 
-PLACEMENTS = {"p5": "after SPPF, at 1/32 of the input"}
+PLACEMENTS = {
+    "p5": "behind SPPF, at 1/32 of the input",
+    "c2f": "inside the bottlenecks of the backbone's last stage, at 1/32",
+    "neck": "behind the outputs of the neck, at 1/8, 1/16 and 1/32",
+    "backbone": "behind the stages of the backbone, at 1/8, 1/16 and 1/32",
+}
 _PART = r"(?P<{0}>[^\[\]+@:]+)(?:\[(?P<{0}_options>[^\[\]]*)\])?"
 _NAME = re.compile(
     rf"(?P<alone>block:)?{_PART.format('base')}(?:\+{_PART.format('block')})?(?:@(?P<placement>\w+))?"
@@ -77,9 +82,28 @@ class Named:
         """Smallest side of the input in pixels."""
         if self.block is None:
             return self.spec.minimum
-        stride = self.block_options.get("stride", 1)
-        cells = (self.block.minimum - 1) * (stride if isinstance(stride, int) else 1) + 1
-        return max(self.spec.minimum, 32 * cells)
+        smallest = self.spec.minimum
+        for level in self.levels:
+            stride = self.options_at(level).get(self.block.level_option, 1)
+            cells = (self.block.minimum - 1) * (stride if isinstance(stride, int) else 1) + 1
+            smallest = max(smallest, 2**level * cells)
+        return smallest
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Maps that the block stands on; 5 for that of 1/2^5 of the input."""
+        return (5,) if self.placement in ("p5", "c2f") else (3, 4, 5)
+
+    def options_at(self, level: int) -> dict[str, Any]:
+        """Options of the block on the maps of one level.
+
+        The rule for its size: 8 heads (or groups), which are the blocks' defaults, so an eighth
+        of the channels for each, which the widths of detectors always allow; an option that keeps
+        large maps affordable, as the stride of deformable attention, is 4 at level 3, 2 at level 4
+        and 1 at level 5. What the name says wins.
+        """
+        named = self.block.level_option if self.block else ""
+        return {**({named: 2 ** (5 - level)} if named else {}), **self.block_options}
 
     def check_input(self, height: int, width: int) -> None:
         """Refuse an input size that cannot work.

@@ -120,6 +120,25 @@ class Registry(Mapping[str, S], Generic[S]):
 
         return add
 
+    def add_file(self, path: Path, module: str, **known: Any) -> list[str]:
+        """Add what stands under the decorator in a file, which is imported as `module`.
+
+        Args:
+            known: facts of each of them, unless the decorator says otherwise.
+        Returns:
+            The names.
+        Raises:
+            ValueError, SyntaxError, TypeError: it cannot be read, or a name is taken.
+        """
+        self._fill()
+        specs = [
+            self._spec_of(name, module, node, {**known, **facts})
+            for name, facts, node in decorated(path, self._decorator)
+        ]
+        for spec in specs:
+            self._add(spec)
+        return [spec.name for spec in specs]
+
     def canonical(self, name: str) -> str:
         """Return the registered name for a name or an alias.
 

@@ -70,11 +70,13 @@ class BlockSpec(Spec):
         source: where it comes from, and its licence.
         minimum: smallest side of the feature map.
         any_size: whether every map from `minimum` up works.
+        level_option: option that keeps large maps affordable, see `zoo.names.Named.options_at`.
     """
 
     source: str = ""
     minimum: int = 1
     any_size: bool = True
+    level_option: str = ""
 
 
 def check_sides(name: str, height: int, width: int, minimum: int, multiple: int = 1) -> None:
@@ -99,6 +101,8 @@ def check_sides(name: str, height: int, width: int, minimum: int, multiple: int 
 MODELS: Registry[ModelSpec] = Registry(
     "model", "zoo.models", "model", ModelSpec, group="datbench.models"
 )
-BLOCKS: Registry[BlockSpec] = Registry("block", "zoo.blocks", "block", BlockSpec, leading=1)
+BLOCKS: Registry[BlockSpec] = Registry(
+    "block", "zoo.blocks", "block", BlockSpec, group="datbench.blocks", leading=1
+)
 model = MODELS.register
 block = BLOCKS.register

@@ -42,9 +42,8 @@ def show(records: Sequence[Record], width: int = WIDTH) -> RenderableType:
     for record, row in zip(records, rows, strict=True):
         name = Text(row[0])
         name.append("".join(f"\n  {flag}" for flag in record.flags), "yellow")
-        if record.comparison and width < ROOMY:
-            row[-1] = row[-1].replace(" [", "\n[")
-        table.add_row(name, *map(Text, row[1:]), style="red" if record.error else "")
+        cells = row[1:] if width >= ROOMY else [cell.replace(" [", "\n[") for cell in row[1:]]
+        table.add_row(name, *map(Text, cells), style="red" if record.error else "")
     return Group(table, "", *map(Text, notes(records)))
 
 
@@ -67,6 +66,7 @@ def tabulate(
         "input": shape,
         "params\nM": lambda r: scaled(r.values.get("params"), 1e6),
         "GMACs": lambda r: scaled(r.values.get("macs"), 1e9),
+        "GFLOPs": lambda r: scaled(r.values.get("flops"), 1e9),
         "GMACs\npaper": lambda r: scaled(r.published_macs, 1e9),
         "top-1\n%": lambda r: rounded(r.published_top1),
         "latency\nms [95 %]": latency,

@@ -71,3 +71,48 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pattern = "dattn_*.json" if "deformable" in metafunc.function.__name__ else "*.json"
         cases = sorted(path.stem for path in GOLDENS.glob(pattern))
         metafunc.parametrize("golden", cases, indirect=True)
+
+
+# The two photographs that ultralytics ships, with boxes drawn by eye.
+CLASSES = ["person", "bus", "tie"]
+# Class, then left, top, right, bottom in pixels.
+BOXES = {
+    "bus": [(0, 48, 398, 245, 902), (0, 669, 392, 810, 877), (0, 221, 405, 345, 860),
+            (0, 0, 550, 64, 874), (1, 20, 229, 806, 756)],
+    "zidane": [(0, 123, 197, 1113, 712), (0, 745, 41, 1147, 712), (2, 437, 436, 527, 717)],
+}  # fmt: skip
+
+
+def write_photographs(folder: Path, copies: int) -> Path:
+    """Write images, labels and the YAML that names them; every other copy is mirrored."""
+    from PIL import Image, ImageOps
+    from ultralytics.utils import ASSETS
+
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / part).mkdir(parents=True)
+    for name, boxes in BOXES.items():
+        photograph = Image.open(ASSETS / f"{name}.jpg").convert("RGB")
+        w, h = photograph.size
+        for i in range(copies):
+            mirrored = i % 2 == 1
+            image = ImageOps.mirror(photograph) if mirrored else photograph
+            lines = []
+            for kind, left, top, right, bottom in boxes:
+                x = (left + right) / 2 / w
+                box = (1 - x if mirrored else x, (top + bottom) / 2 / h)
+                size = ((right - left) / w, (bottom - top) / h)
+                lines.append(" ".join(map(str, (kind, *box, *size))))
+            part = "val" if i == 0 else "train"
+            image.save(folder / "images" / part / f"{name}{i}.jpg", quality=90)
+            (folder / "labels" / part / f"{name}{i}.txt").write_text("\n".join(lines))
+    data = folder / "photographs.yaml"
+    facts = {"path": str(folder), "train": "images/train", "val": "images/val", "names": CLASSES}
+    data.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in facts.items()))
+    return data
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set for ultralytics: 16 photographs to train on, 2 to validate."""
+    return write_photographs(tmp_path_factory.mktemp("photographs"), copies=9)

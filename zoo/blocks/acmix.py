@@ -17,7 +17,7 @@ TAPS = 3  # side of the convolution
 
 @block("acmix", source="ACmix, arXiv 2111.14556", minimum=4)
 class ACmix(nn.Module):
-    """Adds window attention and a convolution that share their 1 x 1 projections.
+    """ACmix: window attention and a convolution that share their 1 x 1 projections, added.
 
     The position term is linear in the distance of query and key; what of it depends on the query
     alone drops out of the softmax and is not computed. The map is mirrored at its borders.

@@ -16,7 +16,7 @@ from zoo.spec import block
 
 @block("cpca", source="CPCA, arXiv 2306.05196")
 class ChannelPriorAttention(nn.Module):
-    """Gates the channels, then multiplies by a map that depthwise strips of the result give.
+    """CPCA: gates the channels, then multiplies by a map that depthwise strips make.
 
     Source: Huang et al. 2023, https://arxiv.org/abs/2306.05196, section 3; state-dict keys of the
     official `RepBlock`, whose one 1 x 1 convolution does three jobs.

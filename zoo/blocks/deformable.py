@@ -24,7 +24,12 @@ from zoo.spec import block
 Position = Literal["table", "dwc", "fixed", "log_cpb"]
 
 
-@block("dat", source="DAT++, arXiv 2309.01430; DAT, arXiv 2201.00520", minimum=2)
+@block(
+    "dat",
+    source="DAT++, arXiv 2309.01430; DAT, arXiv 2201.00520",
+    minimum=2,
+    level_option="stride",
+)
 class DeformableAttention(nn.Module):
     """Multi-head attention to a grid of sampled points, shifted by offsets learned per group.
 

@@ -15,7 +15,7 @@ from zoo.spec import block
 
 @block("dlka", source="D-LKA, arXiv 2309.00121")
 class DeformableLargeKernelAttention(nn.Module):
-    """Multiplies by a gate that two depthwise convolutions with moved taps make; adds the input.
+    """D-LKA: a gate of two depthwise convolutions with moved taps; adds the input.
 
     The first is 5 x 5, the second 7 x 7 at dilation 3: together they see 23 x 23 pixels.
 

@@ -13,7 +13,7 @@ from zoo.spec import block
 
 @block("ema", source="EMA, arXiv 2305.13563")
 class EfficientMultiScaleAttention(nn.Module):
-    """Weighs the places of each group of channels by two branches that look at each other.
+    """EMA: weighs the places of each group of channels by two branches that meet.
 
     One branch gates the group by the means of its rows and columns, the other is a 3 x 3
     convolution; each one's pooled channels weigh the other's map. All groups share the weights.

@@ -7,7 +7,6 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath
 from torch import nn
 
 from zoo.blocks.window import relative_index, shift_mask
@@ -19,7 +18,7 @@ from zoo.spec import block
 
 @block("hat", source="HAT, arXiv 2205.04437", aliases=("hab",))
 class HybridAttention(nn.Module):
-    """A transformer layer whose window attention stands beside a convolution with a channel gate.
+    """HAB of HAT: a transformer layer, window attention beside a gated convolution.
 
     Source: Chen et al. 2023, https://arxiv.org/abs/2205.04437, section 3.2; state-dict keys of
     `HAB` in XPixelGroup/HAT at 1638a9a.
@@ -60,6 +59,8 @@ class HybridAttention(nn.Module):
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
+        from timm.layers import DropPath
+
         super().__init__()
         if map_size is not None and min(map_size) <= window:
             window, shift = min(map_size), 0
@@ -137,7 +138,7 @@ class WindowProducts(nn.Module):
 
 @block("ocab", source="HAT, arXiv 2205.04437")
 class OverlappingCrossAttention(nn.Module):
-    """A transformer layer whose windows of queries see larger windows of keys, which overlap.
+    """OCAB of HAT: a transformer layer, windows of queries see larger ones of keys.
 
     Outside the map stand keys and values of zero, which take part in the softmax.
 

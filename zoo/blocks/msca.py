@@ -13,7 +13,7 @@ from zoo.spec import block
 
 @block("msca", source="SegNeXt, arXiv 2209.08575")
 class MultiScaleConvAttention(nn.Module):
-    """Multiplies by a gate that depthwise strips of three lengths make.
+    """MSCA: multiplies by a gate that depthwise strips of three lengths make.
 
     Source: Guo et al. 2022, https://arxiv.org/abs/2209.08575, section 3.1; state-dict keys of
     `AttentionModule` in the official SegNeXt code.
@@ -44,7 +44,7 @@ class MultiScaleConvAttention(nn.Module):
 
 @block("msca_layer", source="SegNeXt, arXiv 2209.08575")
 class MultiScaleConvLayer(nn.Module):
-    """The gate between two projections; adds the input.
+    """SegNeXt's attention: MSCA between two projections; adds the input.
 
     Source: as `MultiScaleConvAttention`; state-dict keys of the official `SpatialAttention`.
     Args:

@@ -17,7 +17,7 @@ from zoo.spec import block
 
 @block("msda", source="DilateFormer, arXiv 2302.01791")
 class MultiScaleDilatedAttention(nn.Module):
-    """Attention to the k x k pixels around each pixel, at a dilation for each group of heads.
+    """MSDA: attention to the k x k pixels around each, a dilation per group of heads.
 
     Outside the map stand keys and values of zero, which take part in the softmax.
 

@@ -13,7 +13,7 @@ from zoo.spec import block
 
 @block("psa", source="PSA, arXiv 2107.00782", aliases=("psa_p",))
 class PolarizedSelfAttention(nn.Module):
-    """Adds `x` under a gate of its channels to `x` under a gate of its places.
+    """PSA, parallel: the map under a gate of its channels plus that of its places.
 
     Source: Liu et al. 2021, https://arxiv.org/abs/2107.00782, parallel form; state-dict keys of
     `PSA_p` in DeLightCMU/PSA at 20e307a, which, unlike the paper's figure, has no softmax over the
@@ -59,7 +59,7 @@ class PolarizedSelfAttention(nn.Module):
 
 @block("psa_s", source="PSA, arXiv 2107.00782")
 class SequentialPolarizedSelfAttention(PolarizedSelfAttention):
-    """Gates the channels of `x`, then the places of the result.
+    """PSA, sequential: gates the channels, then the places of the result.
 
     Source: Liu et al. 2021, https://arxiv.org/abs/2107.00782, sequential form; state-dict keys of
     `PSA_s` in DeLightCMU/PSA at 20e307a. The places are weighed before they meet the query, each

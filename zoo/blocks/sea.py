@@ -21,7 +21,7 @@ TABLE = 16  # positions that a table holds; other lengths are interpolated
 
 @block("sea", source="SeaFormer, arXiv 2301.13156")
 class SqueezeAxialAttention(nn.Module):
-    """Attention among the means of rows and among those of columns, gating a convolution.
+    """SEA: attention among means of rows and of columns gates a convolution.
 
     Source: Wan et al. 2023, https://arxiv.org/abs/2301.13156, section 3.2; state-dict keys of
     `Sea_Attention` in fudan-zvg/SeaFormer at 9718d05. The gate starts at one half: the last
@@ -103,7 +103,7 @@ class AxisPosition(nn.Module):
 
 @block("sea_layer", source="SeaFormer, arXiv 2301.13156")
 class SqueezeAxialLayer(nn.Module):
-    """A SeaFormer layer: squeeze-enhanced axial attention, then a convolutional MLP; both add.
+    """SeaFormer layer: SEA, then a convolutional MLP; both add.
 
     Source: Wan et al. 2023, https://arxiv.org/abs/2301.13156; state-dict keys of `Block` in
     fudan-zvg/SeaFormer at 9718d05.

@@ -1,103 +1,12 @@
-"""YOLO detectors, built by ultralytics, with an attention block of the zoo plugged in or not."""
+"""YOLO detectors, built by ultralytics; `zoo.models._yolo` plugs blocks into them."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-import torch
-import ultralytics.nn.tasks
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils.ops import make_divisible
 
-from zoo.build import create_block
-from zoo.registry import ZooError
+from zoo.models._yolo import detector
+from zoo.names import parse_name
 from zoo.spec import model
-
-
-class ZooBlock(nn.Module):
-    """A block of the zoo as a layer of an ultralytics YAML: `[-1, 1, ZooBlock, [dat, 256, {}]]`.
-
-    Shape: (b, channels, h, w) to (b, channels, h, w)
-    """
-
-    def __init__(self, name: str, channels: int, options: dict[str, Any] | None = None) -> None:
-        super().__init__()
-        self.block = create_block(name, channels, **(options or {}))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the block."""
-        return self.block(x)
-
-
-def register() -> None:
-    """Add `ZooBlock` to the names in which ultralytics looks up the layers of a YAML.
-
-    Its parser has no hook. It keeps the channel count for a layer that it does not know, and
-    does not tell the layer, so the YAML carries it.
-    """
-    ultralytics.nn.tasks.ZooBlock = ZooBlock
-
-
-def detector(
-    name: str,
-    *,
-    num_classes: int = 80,
-    plugged: tuple[str, dict[str, Any], str] | None = None,
-) -> nn.Module:
-    """Build an ultralytics detector with random weights.
-
-    Args:
-        name: of the YAML that ultralytics ships, e.g. "yolov8n".
-        num_classes: classes of the detection head.
-        plugged: block, its options and its placement; None for the detector as it is.
-    Shape: (b, 3, h, w) to ((b, 4 + num_classes, anchors), raw head outputs), sides multiples of 32
-    """
-    register()
-    layers = {**config(name), "nc": num_classes}
-    if plugged is not None:
-        layers = with_block(layers, *plugged)
-    return DetectionModel(layers, verbose=False)
-
-
-def config(name: str) -> dict[str, Any]:
-    """Read the YAML of a detector, with its scale, from ultralytics."""
-    return yaml_model_load(f"{name}.yaml")
-
-
-def with_block(
-    layers: dict[str, Any], block: str, options: dict[str, Any], placement: str
-) -> dict[str, Any]:
-    """Insert a block into a detector's layers and shift the indices that point behind it.
-
-    Args:
-        layers: as `config` returns it.
-        block: name of the block.
-        options: its options.
-        placement: "p5" for behind SPPF.
-    """
-    if placement != "p5":
-        raise ZooError(f"no placement {placement!r}; there is: p5")
-    layers = copy.deepcopy(layers)
-    backbone = layers["backbone"]
-    at = 1 + max(i for i, (_, _, kind, _) in enumerate(backbone) if kind == "SPPF")
-    channels = _scaled(layers, backbone[at - 1][3][0])
-    backbone.insert(at, [-1, 1, "ZooBlock", [block, channels, options]])
-
-    def shifted(source: int) -> int:
-        return source + 1 if source >= at - 1 else source  # SPPF's readers take the block
-
-    for layer in (*backbone[at + 1 :], *layers["head"]):
-        source = layer[0]
-        layer[0] = [shifted(s) for s in source] if isinstance(source, list) else shifted(source)
-    return layers
-
-
-def _scaled(layers: dict[str, Any], channels: int) -> int:
-    """Channels of a layer at the detector's scale, by the rule of ultralytics' parser."""
-    _, width, most = layers["scales"][layers["scale"]]
-    return make_divisible(min(channels, most) * width, 8)
 
 
 @model(
@@ -114,4 +23,246 @@ def _scaled(layers: dict[str, Any], channels: int) -> int:
 )
 def yolov8n(*, num_classes: int = 80) -> nn.Module:
     """YOLOv8 nano."""
-    return detector("yolov8n", num_classes=num_classes)
+    return detector(parse_name("yolov8n"), num_classes)
+
+
+@model(
+    "yolov8s",
+    family="yolov8",
+    source="ultralytics yolov8.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=11_166_560,
+    published_params=11.2e6,
+    published_macs=14.3e9,
+    published_source="ultralytics docs: 28.6 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolov8s(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv8 small."""
+    return detector(parse_name("yolov8s"), num_classes)
+
+
+@model(
+    "yolov8m",
+    family="yolov8",
+    source="ultralytics yolov8.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=25_902_640,
+    published_params=25.9e6,
+    published_macs=39.45e9,
+    published_source="ultralytics docs: 78.9 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolov8m(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv8 medium."""
+    return detector(parse_name("yolov8m"), num_classes)
+
+
+@model(
+    "yolov8l",
+    family="yolov8",
+    source="ultralytics yolov8.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=43_691_520,
+    published_params=43.7e6,
+    published_macs=82.6e9,
+    published_source="ultralytics docs: 165.2 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolov8l(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv8 large."""
+    return detector(parse_name("yolov8l"), num_classes)
+
+
+@model(
+    "yolov8x",
+    family="yolov8",
+    source="ultralytics yolov8.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=68_229_648,
+    published_params=68.2e6,
+    published_macs=128.9e9,
+    published_source="ultralytics docs: 257.8 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolov8x(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv8 extra large."""
+    return detector(parse_name("yolov8x"), num_classes)
+
+
+@model(
+    "yolov10n",
+    aliases=("yolov10",),
+    family="yolov10",
+    source="ultralytics yolov10n.yaml, AGPL-3.0; arXiv 2405.14458",
+    task="detect",
+    img_size=640,
+    params=2_775_520,
+    published_params=2.3e6,
+    published_macs=3.35e9,
+    published_source="YOLOv10 paper: 6.7 GFLOPs, without the head for training alone",
+)
+def yolov10n(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv10 nano."""
+    return detector(parse_name("yolov10n"), num_classes)
+
+
+@model(
+    "yolov10s",
+    family="yolov10",
+    source="ultralytics yolov10s.yaml, AGPL-3.0; arXiv 2405.14458",
+    task="detect",
+    img_size=640,
+    params=8_128_272,
+    published_params=7.2e6,
+    published_macs=10.8e9,
+    published_source="YOLOv10 paper: 21.6 GFLOPs, without the head for training alone",
+)
+def yolov10s(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv10 small."""
+    return detector(parse_name("yolov10s"), num_classes)
+
+
+@model(
+    "yolov10m",
+    family="yolov10",
+    source="ultralytics yolov10m.yaml, AGPL-3.0; arXiv 2405.14458",
+    task="detect",
+    img_size=640,
+    params=16_576_768,
+    published_params=15.4e6,
+    published_macs=29.55e9,
+    published_source="YOLOv10 paper: 59.1 GFLOPs, without the head for training alone",
+)
+def yolov10m(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv10 medium."""
+    return detector(parse_name("yolov10m"), num_classes)
+
+
+@model(
+    "yolov10b",
+    family="yolov10",
+    source="ultralytics yolov10b.yaml, AGPL-3.0; arXiv 2405.14458",
+    task="detect",
+    img_size=640,
+    params=20_574_384,
+    published_params=19.1e6,
+    published_macs=46e9,
+    published_source="YOLOv10 paper: 92.0 GFLOPs, without the head for training alone",
+)
+def yolov10b(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv10 balanced."""
+    return detector(parse_name("yolov10b"), num_classes)
+
+
+@model(
+    "yolov10l",
+    family="yolov10",
+    source="ultralytics yolov10l.yaml, AGPL-3.0; arXiv 2405.14458",
+    task="detect",
+    img_size=640,
+    params=25_888_688,
+    published_params=24.4e6,
+    published_macs=60.15e9,
+    published_source="YOLOv10 paper: 120.3 GFLOPs, without the head for training alone",
+)
+def yolov10l(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv10 large."""
+    return detector(parse_name("yolov10l"), num_classes)
+
+
+@model(
+    "yolov10x",
+    family="yolov10",
+    source="ultralytics yolov10x.yaml, AGPL-3.0; arXiv 2405.14458",
+    task="detect",
+    img_size=640,
+    params=31_808_960,
+    published_params=29.5e6,
+    published_macs=80.2e9,
+    published_source="YOLOv10 paper: 160.4 GFLOPs, without the head for training alone",
+)
+def yolov10x(*, num_classes: int = 80) -> nn.Module:
+    """YOLOv10 extra large."""
+    return detector(parse_name("yolov10x"), num_classes)
+
+
+@model(
+    "yolo11n",
+    aliases=("yolo11",),
+    family="yolo11",
+    source="ultralytics yolo11.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=2_624_080,
+    published_params=2.6e6,
+    published_macs=3.25e9,
+    published_source="ultralytics docs: 6.5 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolo11n(*, num_classes: int = 80) -> nn.Module:
+    """YOLO11 nano."""
+    return detector(parse_name("yolo11n"), num_classes)
+
+
+@model(
+    "yolo11s",
+    family="yolo11",
+    source="ultralytics yolo11.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=9_458_752,
+    published_params=9.4e6,
+    published_macs=10.75e9,
+    published_source="ultralytics docs: 21.5 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolo11s(*, num_classes: int = 80) -> nn.Module:
+    """YOLO11 small."""
+    return detector(parse_name("yolo11s"), num_classes)
+
+
+@model(
+    "yolo11m",
+    family="yolo11",
+    source="ultralytics yolo11.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=20_114_688,
+    published_params=20.1e6,
+    published_macs=34e9,
+    published_source="ultralytics docs: 68.0 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolo11m(*, num_classes: int = 80) -> nn.Module:
+    """YOLO11 medium."""
+    return detector(parse_name("yolo11m"), num_classes)
+
+
+@model(
+    "yolo11l",
+    family="yolo11",
+    source="ultralytics yolo11.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=25_372_160,
+    published_params=25.3e6,
+    published_macs=43.45e9,
+    published_source="ultralytics docs: 86.9 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolo11l(*, num_classes: int = 80) -> nn.Module:
+    """YOLO11 large."""
+    return detector(parse_name("yolo11l"), num_classes)
+
+
+@model(
+    "yolo11x",
+    family="yolo11",
+    source="ultralytics yolo11.yaml, AGPL-3.0",
+    task="detect",
+    img_size=640,
+    params=56_966_176,
+    published_params=56.9e6,
+    published_macs=97.45e9,
+    published_source="ultralytics docs: 194.9 GFLOPs of the fused model, two to a multiply-add",
+)
+def yolo11x(*, num_classes: int = 80) -> nn.Module:
+    """YOLO11 extra large."""
+    return detector(parse_name("yolo11x"), num_classes)
