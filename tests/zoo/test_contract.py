@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ from zoo.spec import BLOCKS, MODELS
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BACKBONES = [name for name, spec in MODELS.items() if spec.task == "classify"]
-NAMES = [*MODELS, "yolov8n+dat"]
+SMALLEST = ["yolov8n", "yolov10n", "yolo11n"]  # of each family
+NAMES = [*BACKBONES, *SMALLEST, "yolov8n+dat"]
 FAMILIES = ["dat_tiny", "dat_pp_tiny", "dat_p_tiny", "pvt_tiny", "pvt_v2_b0", "swin_tiny"]
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -43,6 +45,13 @@ def micro(case: str) -> tuple[torch.nn.Module, int]:
 
 def logits(output):
     return output[0] if isinstance(output, tuple) else output
+
+
+def tensors_of(output) -> list[torch.Tensor]:
+    """Every tensor of nested dictionaries and lists."""
+    if isinstance(output, dict):
+        output = list(output.values())
+    return [output] if torch.is_tensor(output) else [t for o in output for t in tensors_of(o)]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,9 +98,7 @@ def test_one_step_of_training_changes_every_parameter(name):
     # A key's bias has no gradient but rounding, since softmax does not see it: hence the eps.
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, eps=1e-12)
     output = model(torch.randn(2, 3, side, side))
-    parts = output.values() if isinstance(output, dict) else [output]
-    tensors = [t for part in parts for t in (part if isinstance(part, list) else [part])]
-    sum((t.float() ** 2).sum() for t in tensors).backward()
+    sum((t.float() ** 2).sum() for t in tensors_of(output)).backward()
     optimizer.step()
     after = dict(model.named_parameters())
     assert [n for n, p in before.items() if torch.equal(p, after[n])] == []
@@ -252,17 +259,99 @@ def test_the_tables_of_dat_pp_base_384_are_those_of_224():
     assert larger.stages[0].attns[1].rpe_table.shape == (4, 223, 223)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("side", [(14, 21), (28, 14)], ids=["wide", "tall"])
-def test_blocks_keep_the_shape_and_reach_every_parameter(name, side):
+# Maps that are not square; those of odd sides, and the smallest, for the blocks that take any.
+WIDE, TALL = (14, 21), (28, 14)
+MAPS = [
+    *((name, size) for name in BLOCKS for size in (WIDE, TALL)),
+    *(
+        (name, size)
+        for name, spec in BLOCKS.items()
+        if spec.any_size
+        for size in ((9, 13), (11, 5), (spec.minimum, spec.minimum + 1))
+    ),
+]
+# Softmax does not see what shifts all logits of a query alike: rounding is all of its gradient.
+UNSEEN = {
+    "proj_k.bias", "conv2.bias", "conv_p.bias", "qkv.bias", "kv.bias", "proj_qkv.bias",
+    "attn.qkv.bias",
+}  # fmt: skip
+
+
+def block(name: str, channels: int = 32) -> torch.nn.Module:
     torch.manual_seed(0)
-    block = zoo.create_block(name, channels=32)
-    x = torch.randn(2, 32, *side, requires_grad=True)
-    y = block.eval()(x)
-    assert y.shape == x.shape
-    assert torch.equal(y, block(x))
-    torch.testing.assert_close(block(x[1:]), y[1:], atol=1e-5, rtol=1e-4)
-    y.square().sum().backward()
+    return zoo.create_block(name, channels=channels)
+
+
+@pytest.mark.parametrize(("name", "size"), MAPS)
+def test_blocks_keep_the_shape_and_treat_each_sample_alike(name, size, fill):
+    module = fill(block(name))
+    x = torch.randn(2, 32, *size)
+    before = x.clone()
+    with torch.no_grad():
+        y = module(x)
+        assert torch.equal(x, before)
+        assert y.shape == x.shape
+        assert y.isfinite().all()
+        assert torch.equal(y, module(x))
+        torch.testing.assert_close(module(x[1:]), y[1:], atol=1e-5, rtol=1e-4)
+        strided = x.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(module(strided), y, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_parameter_of_a_block_gets_a_gradient(name, fill):
+    module = fill(block(name)).train()
+    x = torch.randn(2, 32, *WIDE, requires_grad=True)
+    module(x).square().sum().backward()
     assert x.grad.isfinite().all()
-    unreached = [n for n, p in block.named_parameters() if p.grad is None]
-    assert unreached == []
+    assert x.grad.abs().max() > 0
+    grads = {n: p.grad for n, p in module.named_parameters()}
+    assert [n for n, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
+    assert [n for n, grad in grads.items() if n not in UNSEEN and grad.abs().max() < 1e-6] == []
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_under_autocast_are_near_float32(name, dtype):
+    module = block(name).eval()
+    x = torch.randn(2, 32, *WIDE)
+    with torch.no_grad():
+        expected = module(x)
+        with torch.autocast("cpu", dtype):
+            output = module(x)
+    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_in_half_types_keep_theirs_and_are_near_float32(name, dtype):
+    module = block(name).eval()
+    x = torch.randn(2, 32, *WIDE)
+    with torch.no_grad():
+        expected = module(x)
+        output = module.to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert (output.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_compiled_without_a_break(name, fill):
+    module = fill(block(name))
+    x = torch.randn(2, 32, *WIDE, requires_grad=True)
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    expected, output = module(x), compiled(x)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+    g = torch.randn_like(output)
+    (theirs,) = torch.autograd.grad(expected, x, g)
+    (ours,) = torch.autograd.grad(output, x, g)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_copied_and_pickled(name, tmp_path):
+    module = block(name).eval()
+    x = torch.randn(1, 32, *WIDE)
+    torch.save(copy.deepcopy(module), tmp_path / "block.pt")
+    loaded = torch.load(tmp_path / "block.pt", weights_only=False)
+    assert torch.equal(loaded(x), module(x))

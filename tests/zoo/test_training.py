@@ -129,6 +129,26 @@ def test_an_interrupted_training_resumes_in_a_new_process(photographs, tmp_path)
     assert "went from 1 to 1" in in_a_new_process(code, tmp_path)
 
 
+def test_training_starts_from_the_weights_that_were_given(photographs, tmp_path):
+    class Seen(Exception):
+        pass
+
+    def look(trainer) -> None:
+        started.update(trainer.model.state_dict())
+        raise Seen
+
+    started: dict[str, torch.Tensor] = {}
+    zoo.yolo("yolov8n").save(tmp_path / "base.pt")
+    yolo = zoo.yolo("yolov8n+dat", weights=tmp_path / "base.pt")
+    given = yolo.model.state_dict()
+    yolo.add_callback("on_train_start", look)
+    with pytest.raises(Seen):
+        yolo.train(data=str(photographs), imgsz=64, project=str(tmp_path), **QUIET)
+    same = {key for key, value in given.items() if torch.equal(started[key], value)}
+    assert {key for key in given if not key.startswith("model.23.")} <= same
+    assert "model.23.cv2.0.2.weight" in same  # boxes, whatever the classes
+
+
 def test_what_is_exported_to_onnx_gives_the_same_boxes(trained, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
