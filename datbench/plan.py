@@ -52,7 +52,6 @@ class Case:
     @functools.cached_property
     def named(self) -> Named:
         """The parsed name; a user's file is read once, so that its digest is that of the plan."""
-        add_plugins(self.plugins)
         return parse_name(self.name)
 
     @property
@@ -103,6 +102,7 @@ class Case:
         """Build the model or the block."""
         import zoo
 
+        add_plugins(self.plugins)
         named, (channels, h, w) = self.named, self.workload.input_shape
         if isinstance(named.spec, BlockSpec):
             return zoo.create_block(self.name, channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from datbench.store import RunFolder
 
@@ -225,3 +227,47 @@ def test_a_killed_parent_leaves_no_workers_behind(tmp_path):
     run = RunFolder(next((tmp_path / "results").iterdir()))
     assert {record.model for record in run.records()} == {"pvt_tiny", "swin_tiny"}
     assert run.samples()
+
+
+GATE = """
+import zoo
+from torch import nn
+
+@zoo.block("mine")
+class Mine(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.gate = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x):
+        return x * self.gate(x).sigmoid()
+"""
+
+
+def test_a_block_of_the_users_is_measured_alone_and_in_a_detector(tmp_path):
+    (tmp_path / "my_block.py").write_text(GATE)
+    plugin = ["--plugin", "my_block.py", "--device", "cpu", "--format", "csv", "--quick"]
+    models = ["yolov8n", "yolov8n+mine", "yolov8n+mine@c2f"]
+    done = call(tmp_path, "compare", "--models", *models, "--img-size", "64", *plugin)
+    assert done.returncode == 0, done.stderr
+    frame = pd.read_csv(io.StringIO(done.stdout)).set_index("model")
+    params = frame["params"] - frame.loc["yolov8n", "params"]
+    assert params.tolist() == [0, 256 * 256 + 256, 128 * 128 + 128]
+    assert (frame["macs"][1:] > frame.loc["yolov8n", "macs"]).all()
+    assert frame.loc["yolov8n+mine", "ratio"] > 0
+    alone = call(tmp_path, "profile", "block:mine", "--input", "8x5x7", *plugin[:-1])
+    assert alone.returncode == 0, alone.stderr
+    assert pd.read_csv(io.StringIO(alone.stdout))["macs"].tolist() == [8 * 8 * 5 * 7]
+
+
+def test_the_yaml_of_a_detector_is_all_that_stands_on_stdout(tmp_path):
+    environment = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path)}  # where it greets newcomers
+    done = call(tmp_path, "yolo-yaml", "yolov8n+dat@neck", env=environment)
+    assert done.returncode == 0, done.stderr
+    layers = yaml.safe_load(done.stdout)
+    assert layers["head"][-1][0] == [16, 20, 24]
+    refused = call(tmp_path, "yolo-yaml", "dat_tiny")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "Error: dat_tiny is not a detector of ultralytics; e.g. yolov8n+dat is\n"
+    )

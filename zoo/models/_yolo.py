@@ -111,8 +111,10 @@ def detector(named: Named, num_classes: int = 80) -> DetectionModel:
     try:
         return DetectionModel(layers_of(named, num_classes), verbose=False)
     except ZooError as error:
+        if named.block is None or named.block.any_size:
+            raise
         raise ZooError(
-            f"{named}: {error} (ultralytics runs each network at 256x256 to learn its strides)"
+            f"{error} (ultralytics runs each network at 256x256 to learn its strides)"
         ) from error
 
 

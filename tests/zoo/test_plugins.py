@@ -1,0 +1,125 @@
+"""A user's own block: from a file, and from an installed package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import zoo
+from zoo.names import parse_name
+from zoo.registry import Registry
+from zoo.spec import BLOCKS, MODELS, BlockSpec
+
+MINE = '''
+"""Imports torch only when it is built."""
+import zoo
+from torch import nn
+
+@zoo.block("{name}", minimum=2)
+class Mine(nn.Module):
+    """A gate of mine."""
+
+    def __init__(self, dim, *, reduction=4):
+        super().__init__()
+        inner = dim // reduction
+        self.gate = nn.Sequential(nn.Conv2d(dim, inner, 1), nn.Conv2d(inner, dim, 1))
+
+    def forward(self, x):
+        return x * self.gate(x).sigmoid()
+'''
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    """Leave the zoo and the path as they were."""
+    for registry in (BLOCKS, MODELS):
+        list(registry)
+        for kept in ("_specs", "_aliases"):
+            monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def write(folder, name="mine", stem="my_block", text=MINE):
+    file = folder / f"{stem}.py"
+    file.write_text(text.replace("{name}", name))
+    return file
+
+
+def test_a_block_of_a_file_is_known_before_it_is_imported(tmp_path):
+    file = write(tmp_path, name="gate_a", stem="plugin_a")
+    assert zoo.load_plugin(file) == ["gate_a"]
+    assert "plugin_a" not in sys.modules
+    spec = BLOCKS["gate_a"]
+    assert (spec.options, spec.minimum, spec.summary) == (("reduction",), 2, "A gate of mine.")
+    assert spec.source.startswith(f"{file}, sha256 ")
+    with pytest.raises(zoo.ZooError, match="has no option 'reductio'; did you mean reduction"):
+        parse_name("block:gate_a[reductio=2]")
+
+
+def test_it_is_built_alone_and_plugged_into_a_detector(tmp_path):
+    zoo.load_plugin(write(tmp_path, name="gate_b", stem="plugin_b"))
+    assert zoo.create_block("gate_b", channels=8).gate[0].out_channels == 2
+    for placement in ("p5", "c2f", "neck", "backbone"):
+        model = zoo.create_model(f"yolov8n+gate_b[reduction=2]@{placement}").eval()
+        inside = [m for m in model.modules() if type(m).__name__ == "Mine"]
+        assert len(inside) == {"p5": 1, "c2f": 1}.get(placement, 3)
+        assert model(torch.rand(1, 3, 64, 96))[0].isfinite().all()
+    zoo.load_plugin(tmp_path / "plugin_b.py")  # twice is once
+
+
+def test_what_is_saved_loads_where_the_file_is_loaded(tmp_path):
+    file = write(tmp_path, name="gate_c", stem="plugin_c")
+    zoo.load_plugin(file)
+    yolo = zoo.yolo("yolov8n+gate_c")
+    yolo.save(tmp_path / "saved.pt")
+    code = (
+        f"import zoo, ultralytics; zoo.load_plugin({str(file)!r});"
+        "print(type(ultralytics.YOLO('saved.pt').model.model[10].block))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "<class 'plugin_c.Mine'>"
+
+
+@pytest.mark.parametrize(
+    ("stem", "text", "message"),
+    [
+        ("my-block", MINE, "is not a Python file that can be imported"),
+        ("random", MINE, "is imported as random; rename the file"),
+        ("plugin_d", "x = 1", r'has no @zoo.block\("name"\)'),
+        ("plugin_e", "def (", "invalid syntax"),
+        ("plugin_f", MINE.replace("minimum=2", "minimum=f()"), "needs a name and literal facts"),
+        ("plugin_g", MINE.replace("minimum=2", "nonsense=2"), "nonsense"),
+        ("plugin_h", MINE.replace("{name}", "dat"), "'dat' of plugin_h is already registered by"),
+        ("plugin_i", MINE.replace("{name}", "hab"), "the name 'hab' is taken by 'hat'"),
+    ],
+)
+def test_a_file_that_cannot_be_taken_is_refused(tmp_path, stem, text, message):
+    with pytest.raises(zoo.ZooError, match=message):
+        zoo.load_plugin(write(tmp_path, stem=stem, text=text))
+    assert "mine" not in BLOCKS
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(zoo.ZooError, match=r"nope.py is not a Python file"):
+        zoo.load_plugin(tmp_path / "nope.py")
+
+
+def test_an_installed_package_adds_blocks(tmp_path, monkeypatch):
+    write(tmp_path, name="packed", stem="plugin_blocks")
+    info = tmp_path / "plugin_blocks-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-blocks\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[datbench.blocks]\nall = plugin_blocks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    blocks = Registry(
+        "block", "zoo.blocks", "block", BlockSpec, group=BLOCKS._group, leading=BLOCKS.leading
+    )
+    spec = blocks["packed"]
+    assert (spec.source, spec.options) == ("plugin-blocks 2.0", ("reduction",))
+    assert "plugin_blocks" not in sys.modules
+    assert spec.load()(8, reduction=2).gate[0].out_channels == 4
