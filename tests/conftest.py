@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from datbench.records import Comparison, Environment, Measurement, Record, Workload
+from zoo.spec import BLOCKS, MODELS
 
 
 @pytest.fixture
@@ -55,3 +58,13 @@ def three_records(make_record):
         make_record("swin_tiny", comparison=slower, warnings=["noisy: the interval is wide"]),
         make_record("yolov8n+dat", error="out of memory: tried 3 GiB", latency_ms_median=None),
     ]
+
+
+@pytest.fixture
+def zoo_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget blocks and models that a test adds, and folders that it puts on the path."""
+    for registry in (BLOCKS, MODELS):
+        len(registry)  # reads the package
+        for kept in ("_specs", "_aliases"):
+            monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))
+    monkeypatch.setattr(sys, "path", list(sys.path))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import rich_click as click
+import torch
 
+import zoo
 from datbench.cli import cli
 from zoo.names import parse_name
 
@@ -54,27 +55,41 @@ def commands() -> list[str]:
     return [part for part in parts if part.startswith("datbench ")]
 
 
+def expanded(word: str) -> list[str]:
+    """Expand braces as the shell does: a{b,c} to ab ac."""
+    match = re.fullmatch(r"(.*)\{(.*)\}(.*)", word)
+    if match is None:
+        return [word]
+    before, inside, after = match.groups()
+    return [f"{before}{part}{after}" for part in inside.split(",")]
+
+
+OWN_BLOCK = re.search(r"```python\n(# my_block.py\n.*?)```", README, re.S)[1]
+
+
 @pytest.fixture
-def own_models(tmp_path, monkeypatch):
+def own_models(tmp_path, monkeypatch, zoo_as_it_was):
     """The files of which the README speaks, in the working folder."""
     for file, text in (
         ("nets/mine.py", "def build(width=1): ..."),
         ("package/module.py", "class Net: ..."),
+        ("my_block.py", OWN_BLOCK),
     ):
         path = tmp_path / file
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.mark.usefixtures("own_models")
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_can_be_parsed(command):
-    words = shlex.split(command, comments=True)[1:]
+    words = [w for word in shlex.split(command, comments=True)[1:] for w in expanded(word)]
     context = click.Context(cli, info_name="datbench")
     _, found, rest = cli.resolve_command(context, words)
     made = found.make_context(found.name, list(rest), parent=context, resilient_parsing=False)
+    for plugin in made.params.get("plugins") or ():
+        zoo.load_plugin(plugin)
     for model in made.params.get("models") or ():
         parse_name(model)
 
@@ -90,3 +105,10 @@ def test_the_readme_names_every_option_of_a_comparison():
     options = {name for p in cli.commands["compare"].params for name in p.opts}
     missing = [name for name in options if name.startswith("--") and f"`{name}" not in README]
     assert missing == []
+
+
+@pytest.mark.usefixtures("own_models")
+def test_the_block_of_the_readme_works():
+    zoo.load_plugin("my_block.py")
+    block = zoo.create_block("mine", channels=8, kernel=5)
+    assert block(torch.zeros(1, 8, 5, 7)).shape == (1, 8, 5, 7)

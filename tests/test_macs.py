@@ -188,3 +188,28 @@ def test_the_model_is_left_as_it_was():
     list(macs(trial))
     assert net[0].weight.dtype == torch.float16
     assert net.training
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "options", "expected"),
+    [
+        ("sea", 64, 20, {"heads": 4, "key_dim": 16}, 18.637),
+        ("msda", 72, 20, {"heads": 6, "dilations": (1, 2, 3)}, 8.813),
+        ("cpca", 64, 20, {}, 7.582),
+        ("acmix", 64, 20, {"heads": 4}, 7.693 + 2.509),  # the window products are not in the first
+        ("psa", 64, 20, {}, 2.524 - 0.0128),  # it counts the pooling of half the channels
+        ("psa_s", 64, 20, {}, 2.522 - 0.0128),
+        ("dlka", 64, 20, {}, 159.846 + 1.894),  # nor the convolutions with moved taps
+        ("hat", 60, 16, {"heads": 6, "window": 8}, 18.724),
+        ("ocab", 60, 16, {"heads": 6}, 11.950),
+        ("ema", 64, 20, {}, 2.145 - 4 * 0.0256),  # and four poolings of all
+        ("msca", 64, 20, {}, 4.275),
+        ("msca_layer", 64, 20, {}, 7.552),
+    ],
+)
+def test_attention_blocks_count_as_the_official_code_does(name, channels, side, options, expected):
+    """fvcore's count of the official modules in millions, and by hand what it leaves out."""
+    block = zoo.create_block(name, channels, **options)
+    found, warnings = measured(block, channels, side, side)
+    assert found["macs"] / 1e6 == pytest.approx(expected, abs=0.004 * expected)
+    assert warnings == []

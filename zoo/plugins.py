@@ -17,12 +17,15 @@ from zoo.registry import ZooError
 from zoo.source import find_source
 from zoo.spec import BLOCKS, MODELS
 
+_LOADED: dict[str, tuple[Path, str]] = {}  # path and digest by module
+
 
 def load_plugin(file: str | os.PathLike[str]) -> list[str]:
     """Add the `@zoo.block("name")` and `@zoo.model("name")` of a file to the zoo.
 
     The file is read, and imported when one of them is built: under its own name, with its folder
-    on the path, so that a checkpoint that ultralytics pickled finds the class again.
+    on the path, so that a checkpoint that ultralytics pickled finds the class again. A file that
+    has changed, or another one of the same name, takes the place of the one before.
 
     Returns:
         The names added.
@@ -30,25 +33,32 @@ def load_plugin(file: str | os.PathLike[str]) -> list[str]:
         ZooError: it is no file, holds none, or a name is taken.
     """
     path = Path(file).resolve()
-    if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
+    module = path.stem
+    if not path.is_file() or path.suffix != ".py" or not module.isidentifier():
         raise ZooError(f"plugin {file} is not a Python file that can be imported, e.g. my_block.py")
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    found = find_source(path.stem)
+    this = (path, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+    before = _LOADED.get(module, this)
+    if before != this:
+        sys.modules.pop(module, None)
+        if str(before[0].parent) in sys.path:
+            sys.path.remove(str(before[0].parent))
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    found = find_source(module)
     if found is None or found.resolve() != path:
         there = f"{found} is" if found else "something built in is"
-        raise ZooError(f"plugin {file}: {there} imported as {path.stem}; rename the file")
-    source = f"{path}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+        raise ZooError(f"plugin {file}: {there} imported as {module}; rename the file")
+    source = f"{path}, sha256 {this[1]}"
     try:
         names = [
-            *BLOCKS.add_file(path, path.stem, source=source),
-            *MODELS.add_file(path, path.stem, source=source, family=path.stem),
+            *BLOCKS.add_file(path, module, source=source),
+            *MODELS.add_file(path, module, source=source, family=module),
         ]
     except (ValueError, SyntaxError, TypeError) as error:
         raise ZooError(f"plugin {file}: {error}") from error
     if not names:
         raise ZooError(f'plugin {file} has no @zoo.block("name") and no @zoo.model("name")')
+    _LOADED[module] = this
     return names
 
 

@@ -11,7 +11,7 @@ import torch
 import zoo
 from zoo.names import parse_name
 from zoo.registry import Registry
-from zoo.spec import BLOCKS, MODELS, BlockSpec
+from zoo.spec import BLOCKS, BlockSpec
 
 MINE = '''
 """Imports torch only when it is built."""
@@ -32,14 +32,7 @@ class Mine(nn.Module):
 '''
 
 
-@pytest.fixture(autouse=True)
-def forget(monkeypatch):
-    """Leave the zoo and the path as they were."""
-    for registry in (BLOCKS, MODELS):
-        list(registry)
-        for kept in ("_specs", "_aliases"):
-            monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+pytestmark = pytest.mark.usefixtures("zoo_as_it_was")
 
 
 def write(folder, name="mine", stem="my_block", text=MINE):
@@ -68,6 +61,18 @@ def test_it_is_built_alone_and_plugged_into_a_detector(tmp_path):
         assert len(inside) == {"p5": 1, "c2f": 1}.get(placement, 3)
         assert model(torch.rand(1, 3, 64, 96))[0].isfinite().all()
     zoo.load_plugin(tmp_path / "plugin_b.py")  # twice is once
+
+
+def test_a_file_that_changed_and_one_of_the_same_name_take_its_place(tmp_path):
+    for folder, reduction in (("a", "4"), ("a", "2"), ("b", "1")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        text = MINE.replace("reduction=4", f"reduction={reduction}")
+        file = write(tmp_path / folder, name="gate_j", stem="plugin_j", text=text)
+        for _ in range(2):
+            zoo.load_plugin(file)
+            block = zoo.create_block("gate_j", channels=8)
+            assert block.gate[0].out_channels == 8 // int(reduction)
+        assert isinstance(block, BLOCKS["gate_j"].load())
 
 
 def test_what_is_saved_loads_where_the_file_is_loaded(tmp_path):

@@ -199,7 +199,8 @@ class OverlappingCrossAttention(nn.Module):
         h, w = qkv.shape[-2:]
         window, outer = self.window, self.outer
         qkv = F.pad(qkv, (0, -w % window, 0, -h % window))
-        q, kv = qkv.tensor_split((qkv.shape[1] // 3,), 1)
+        channels = qkv.shape[1] // 3
+        q, kv = qkv[:, :channels], qkv[:, channels:]
         cut = {"y": window, "x": window, "i": qkv.shape[-2] // window, "a": self.heads}
         queries = rearrange(q, "b (a d) (i y) (j x) -> b (i j) a (y x) d", **cut)
         unfolded = F.unfold(kv, outer, stride=window, padding=(outer - window) // 2)
