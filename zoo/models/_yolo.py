@@ -105,8 +105,8 @@ class PluggedBottleneck(nn.Module):
 def detector(named: Named, num_classes: int = 80) -> DetectionModel:
     """Build a detector with random weights.
 
-    Shape: (b, 3, h, w), sides multiples of 32, to boxes and scores, and the raw head outputs;
-        (b, 4 + num_classes, anchors), or (b, 300, 6) from YOLOv10, which needs no suppression
+    Shape: (b, 3, h, w), sides multiples of 32, to ((b, 4 + num_classes, anchors), raw head outputs)
+    Raises: ZooError if the block does not fit the channels, or the maps of a 256 x 256 image.
     """
     try:
         return DetectionModel(layers_of(named, num_classes), verbose=False)
