@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -212,7 +213,14 @@ def make_plan(
 
 
 def add_plugins(files: Sequence[str]) -> None:
-    """Add files of the user's to the zoo of this process."""
+    """Add files of the user's to the zoo of this process.
+
+    Raises:
+        UserError, ZooError: one of them cannot be added.
+    """
+    for file, other in itertools.combinations(dict.fromkeys(files), 2):
+        if Path(file).name == Path(other).name:
+            raise UserError(f"plugins {file} and {other} have one name; rename one of them")
     for file in files:
         load_plugin(file)
 

@@ -44,8 +44,11 @@ def build_trial(case: Case) -> Trial:
 
     Raises:
         BadOutput: the output holds no tensor, or NaN or infinity.
+        ZooError: the model cannot be built, or a block changes the shape.
     """
     import torch
+
+    from zoo.layers import check_shape
 
     work = case.workload
     device = open_device(work.device, work.threads)
@@ -61,7 +64,10 @@ def build_trial(case: Case) -> Trial:
         with torch.inference_mode(), _autocast(device, dtype, work.amp):
             return model(inputs)
 
-    check_output(step())
+    output = step()
+    check_output(output)
+    if case.task == "block":
+        check_shape(case.named.spec.name, inputs, output)
     return Trial(case, model, inputs, step, device)
 
 

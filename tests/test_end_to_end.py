@@ -241,6 +241,14 @@ class Mine(nn.Module):
 
     def forward(self, x):
         return x * self.gate(x).sigmoid()
+
+@zoo.block("half")
+class Half(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+
+    def forward(self, x):
+        return x[..., ::2]
 """
 
 
@@ -255,9 +263,14 @@ def test_a_block_of_the_users_is_measured_alone_and_in_a_detector(tmp_path):
     assert params.tolist() == [0, 256 * 256 + 256, 128 * 128 + 128]
     assert (frame["macs"][1:] > frame.loc["yolov8n", "macs"]).all()
     assert frame.loc["yolov8n+mine", "ratio"] > 0
-    alone = call(tmp_path, "profile", "block:mine", "--input", "8x5x7", *plugin[:-1])
-    assert alone.returncode == 0, alone.stderr
-    assert pd.read_csv(io.StringIO(alone.stdout))["macs"].tolist() == [8 * 8 * 5 * 7]
+    alone = call(tmp_path, "profile", "block:mine", "block:half", "--input", "8x5x7", *plugin[:-1])
+    assert alone.returncode == 1, alone.stderr
+    frame = pd.read_csv(io.StringIO(alone.stdout)).set_index("model")
+    assert frame.loc["block:mine", "macs"] == 8 * 8 * 5 * 7
+    assert frame.loc["block:half", "error"] == (
+        "block half makes (1, 8, 5, 4) of (1, 8, 5, 7); a block keeps the shape"
+    )
+    assert "Traceback" not in alone.stderr
 
 
 def test_the_yaml_of_a_detector_is_all_that_stands_on_stdout(tmp_path):

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
+import zoo
 from datbench.device import count_cuda_devices, open_device
 from datbench.plan import make_plan
 from datbench.trial import build_trial
+from zoo.spec import BLOCKS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,13 +48,34 @@ def test_memory_is_the_allocators_own_figure(device):
     assert found["peak_reserved_mib"] >= found["peak_allocated_mib"]
 
 
-@pytest.mark.parametrize(
+OPTIONS = pytest.mark.parametrize(
     "options", [{}, {"amp": True}, {"dtype": "bfloat16"}, {"channels_last": True}]
 )
+
+
+@OPTIONS
 @pytest.mark.parametrize("name", ["dat", "dat_pp", "swin", "pvt", "pvt_v2_b0", "yolov8n+dat"])
 def test_every_model_gives_finite_numbers(name, options):
     trial = build_trial(make_plan([name], device="cuda", batch_size=2, **options).cases[0])
     assert trial.inputs.is_cuda
+
+
+@OPTIONS
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_gives_finite_numbers(name, options):
+    given = {"input_shape": "256x28x21", "device": "cuda", **options}
+    trial = build_trial(make_plan([f"block:{name}"], **given).cases[0])
+    assert trial.inputs.is_cuda
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_gives_what_it_gives_on_the_cpu(name):
+    block = zoo.create_block(name, channels=32).double().eval()
+    x = torch.randn(2, 32, 28, 21, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block(x)
+        output = block.cuda()(x.cuda()).cpu()
+    torch.testing.assert_close(output, expected, atol=1e-8, rtol=1e-6)
 
 
 def test_a_comparison_fills_the_columns_of_a_gpu(tmp_path):

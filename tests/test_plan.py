@@ -186,3 +186,16 @@ def test_devices_are_resolved(monkeypatch, asked, count, found):
     else:
         with pytest.raises(UserError, match=found):
             make_plan(["dat"], device=asked)
+
+
+@pytest.mark.usefixtures("zoo_as_it_was")
+def test_files_of_users_are_not_imported_ahead_and_their_names_differ(tmp_path):
+    text = 'import zoo\n\n\n@zoo.block("{}")\nclass Mine: ...\n'
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own_block.py").write_text(text.format(f"own_{folder}"))
+    files = [tmp_path / folder / "own_block.py" for folder in ("a", "b")]
+    case = make_plan(["yolov8n+own_a"], device="cpu", plugins=files[:1] * 2).cases[0]
+    assert case.modules == ["zoo.models.yolo"]
+    with pytest.raises(UserError, match="have one name; rename one of them"):
+        make_plan(["dat"], device="cpu", plugins=files)

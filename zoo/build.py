@@ -26,7 +26,7 @@ def list_models(pattern: str = "*") -> list[str]:
     names = []
     for name, spec in MODELS.items():
         names.append(name)
-        if spec.task == "detect":
+        if spec.takes_blocks:
             names += [f"{name}+{block}" for block, found in BLOCKS.items() if found.any_size]
     return fnmatch.filter(names, pattern)
 
@@ -100,7 +100,13 @@ def create_block(name: str, channels: int, **options: Any) -> nn.Module:
     named = parse_name(f"block:{name.removeprefix('block:')}")
     options = {**named.options, **options}
     named.spec.check_options(options)
-    return named.spec.load()(channels, **options)
+    build = named.spec.load()
+    if not named.spec.module.startswith("zoo."):
+        return build(channels, **options)
+    try:
+        return build(channels, **options)
+    except (TypeError, ArithmeticError, RuntimeError) as error:  # a word for a number, say
+        raise ZooError(f"{named} of {channels} channels cannot be built: {error}") from error
 
 
 def yolo(name: str, *, weights: str | os.PathLike[str] | None = None) -> ultralytics.YOLO:
@@ -115,9 +121,9 @@ def yolo(name: str, *, weights: str | os.PathLike[str] | None = None) -> ultraly
     Raises:
         ZooError: it is no detector, or the weights do not fit.
     """
+    named = _detector(name)
     from zoo.models._yolo import trainable
 
-    named = _detector(name)
     return trainable(named, weights=weights, **named.options)
 
 
@@ -125,16 +131,17 @@ def detector_yaml(name: str) -> str:
     """Write the YAML from which `ultralytics.YOLO` builds a detector, after `import zoo`.
 
     Raises:
-        ZooError: it is no detector.
+        ZooError: it is no detector, or cannot be built.
     """
-    from zoo.models._yolo import as_yaml
-
     named = _detector(name)
+    from zoo.models._yolo import as_yaml, detector
+
+    detector(named, **named.options)  # what cannot be built shows here
     return as_yaml(named, **named.options)
 
 
 def _detector(name: str) -> Named:
     named = parse_name(name)
-    if not isinstance(named.spec, ModelSpec) or not named.spec.family.startswith("yolo"):
+    if not isinstance(named.spec, ModelSpec) or not named.spec.takes_blocks:
         raise ZooError(f"{name} is not a detector of ultralytics; e.g. yolov8n+dat is")
     return named

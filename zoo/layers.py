@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,13 +61,26 @@ def depthwise(dim: int, kernel: int | tuple[int, int]) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, (rows, columns), padding=(rows // 2, columns // 2), groups=dim)
 
 
+ACTIVATIONS = ("ReLU6", "ReLU", "GELU", "SiLU", "Hardswish", "LeakyReLU", "ELU", "Mish")
+
+
 def activation(name: str) -> nn.Module:
     """Activation of torch.nn by its name.
 
     Raises:
         ZooError: there is none of this name.
     """
-    made = getattr(nn, name, None)
-    if made is None or getattr(made, "__module__", "") != "torch.nn.modules.activation":
-        raise ZooError(f"no activation {name!r} in torch.nn; take ReLU6, ReLU, GELU or SiLU")
-    return made()
+    if name not in ACTIVATIONS:
+        raise ZooError(f"no activation {name!r}; there is: {', '.join(ACTIVATIONS)}")
+    return getattr(nn, name)()
+
+
+def check_shape(name: str, x: torch.Tensor, out: Any) -> None:
+    """Refuse an output of a block that is no tensor, or of another shape than the input.
+
+    Raises:
+        ZooError: says which.
+    """
+    if not torch.is_tensor(out) or out.shape != x.shape:
+        given = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
+        raise ZooError(f"block {name} makes {given} of {tuple(x.shape)}; a block keeps the shape")

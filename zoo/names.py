@@ -81,7 +81,8 @@ class Named:
     def minimum(self) -> int:
         """Smallest side of the input in pixels."""
         if self.block is None:
-            return self.spec.minimum
+            alone_with_options = isinstance(self.spec, BlockSpec) and self.options
+            return 1 if alone_with_options else self.spec.minimum  # options: the block itself tells
         smallest = self.spec.minimum
         for level in self.levels:
             stride = self.options_at(level).get(self.block.level_option, 1)
@@ -141,8 +142,8 @@ def parse_name(text: str) -> Named:
             where = match["placement"]
             raise ZooError(f"{text!r}: '@' places a block; write {spec.name}+BLOCK@{where}")
         return _checked(Named(spec, options))
-    if spec.task != "detect":
-        detectors = ", ".join(n for n, s in MODELS.items() if s.task == "detect")
+    if not spec.takes_blocks:
+        detectors = ", ".join(n for n, s in MODELS.items() if s.takes_blocks)
         raise ZooError(f"{spec.name} takes no block; detectors do: {detectors}")
     placement = match["placement"] or "p5"
     if placement not in PLACEMENTS:

@@ -17,7 +17,9 @@ from zoo.registry import ZooError
 from zoo.source import find_source
 from zoo.spec import BLOCKS, MODELS
 
-_LOADED: dict[str, tuple[Path, str]] = {}  # path and digest by module
+_LOADED: dict[str, Path] = {}  # files by the module that they are imported as
+_DIGESTS: dict[str, str] = {}
+_FOLDERS: set[str] = set()  # put on the path here
 
 
 def load_plugin(file: str | os.PathLike[str]) -> list[str]:
@@ -34,21 +36,33 @@ def load_plugin(file: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(file).resolve()
     module = path.stem
-    if not path.is_file() or path.suffix != ".py" or not module.isidentifier():
+    named_well = path.suffix == ".py" and module.isidentifier() and not module.startswith("__")
+    if not path.is_file() or not named_well:
         raise ZooError(f"plugin {file} is not a Python file that can be imported, e.g. my_block.py")
-    this = (path, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
-    before = _LOADED.get(module, this)
-    if before != this:
-        sys.modules.pop(module, None)
-        if str(before[0].parent) in sys.path:
-            sys.path.remove(str(before[0].parent))
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    if (_LOADED.get(module), _DIGESTS.get(module)) != (path, digest):
+        _unload(module)
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+        _FOLDERS.add(folder)
+    importlib.invalidate_caches()  # the file may be a moment old
+    compiled = Path(importlib.util.cache_from_source(str(path)))
+    compiled.unlink(missing_ok=True)  # it may be of the same second and length
+    _LOADED[module], _DIGESTS[module] = path, digest
+    try:
+        return _added(file, path, module, digest)
+    except BaseException:
+        _unload(module)
+        raise
+
+
+def _added(file: str | os.PathLike[str], path: Path, module: str, digest: str) -> list[str]:
     found = find_source(module)
     if found is None or found.resolve() != path:
         there = f"{found} is" if found else "something built in is"
         raise ZooError(f"plugin {file}: {there} imported as {module}; rename the file")
-    source = f"{path}, sha256 {this[1]}"
+    source = f"{path}, sha256 {digest}"
     try:
         names = [
             *BLOCKS.add_file(path, module, source=source),
@@ -58,8 +72,25 @@ def load_plugin(file: str | os.PathLike[str]) -> list[str]:
         raise ZooError(f"plugin {file}: {error}") from error
     if not names:
         raise ZooError(f'plugin {file} has no @zoo.block("name") and no @zoo.model("name")')
-    _LOADED[module] = this
     return names
+
+
+def _unload(module: str) -> None:
+    """Forget a plugin, and its folder if no other one stands there."""
+    path = _LOADED.pop(module, None)
+    _DIGESTS.pop(module, None)
+    if path is None:
+        return
+    for registry in (BLOCKS, MODELS):
+        registry.forget(module)
+    imported = getattr(sys.modules.get(module), "__file__", None)
+    if imported is not None and Path(imported).resolve() == path:
+        del sys.modules[module]
+    folder = str(path.parent)
+    if folder in _FOLDERS and all(str(other.parent) != folder for other in _LOADED.values()):
+        _FOLDERS.discard(folder)
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def add_to_ultralytics() -> None:

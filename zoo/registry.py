@@ -16,12 +16,15 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from zoo.source import Definition, decorated, definitions, find_source, options_of_source
+
+NAME = re.compile(r"[\w.-]+", re.ASCII)  # what a name that users type is made of
 
 
 class ZooError(ValueError):
@@ -139,6 +142,11 @@ class Registry(Mapping[str, S], Generic[S]):
             self._add(spec)
         return [spec.name for spec in specs]
 
+    def forget(self, module: str) -> None:
+        """Drop what a module added."""
+        self._specs = {name: spec for name, spec in self._specs.items() if spec.module != module}
+        self._aliases = {a: name for a, name in self._aliases.items() if name in self._specs}
+
     def canonical(self, name: str) -> str:
         """Return the registered name for a name or an alias.
 
@@ -251,12 +259,19 @@ class Registry(Mapping[str, S], Generic[S]):
             )
 
     def _add(self, spec: S) -> None:
+        for name in (spec.name, *spec.aliases):
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{self.kind} {name!r} of {spec.module}: names have letters, digits, _ - and ."
+                )
         taken = self._specs.get(spec.name)
         if taken is not None and (taken.module, taken.attribute) != (spec.module, spec.attribute):
             raise ValueError(
                 f"{self.kind} {spec.name!r} of {spec.module} is already registered "
                 f"by {taken.module}; choose another name"
             )
+        if taken is not None and spec.entry is not None:
+            spec = dataclasses.replace(taken, entry=spec.entry)  # read before, now imported
         for name in (spec.name, *spec.aliases):
             owner = self._aliases.get(name, name if name in self._specs else spec.name)
             if owner != spec.name:

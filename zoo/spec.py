@@ -43,6 +43,11 @@ class ModelSpec(Spec):
     published_top1: float | None = None
     published_source: str = ""
 
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether a block can be plugged in: it is one of ultralytics' detectors."""
+        return self.module == "zoo.models.yolo"
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse unknown options; every classifier of the zoo takes those of a pyramid too.
 

@@ -145,6 +145,16 @@ def test_unmoved_taps_make_an_ordinary_convolution(fill, noise):
         ("cpca", {"reduction": 33}, "leaves no channel of dim=32"),
         ("sea", {"heads": 33}, "no channels for a head"),
         ("sea", {"act": "Linear"}, "no activation 'Linear'"),
+        ("sea", {"act": "GLU"}, "no activation 'GLU'; there is: ReLU6"),
+        ("sea", {"key_dim": 0}, "no channels for a head"),
+        ("sea", {"ratio": 0.001}, "no channels for a head"),
+        ("msda", {"kernel_size": -1}, "expected an odd side"),
+        ("acmix", {"kernel_size": -3}, "expected an odd window"),
+        ("msda", {"dilations": 3}, "msda of 32 channels cannot be built: .*int"),
+        ("dat", {"stride": "two"}, "dat of 32 channels cannot be built"),
+        ("hat", {"compress": 0}, "leave no channel of dim=32"),
+        ("ocab", {"window": 0}, "window=0, overlap=0.5: expected 1 or more"),
+        ("ocab", {"overlap": -0.5}, "expected 1 or more, and 0 or more"),
         ("sra", {"heads": 0}, "dim=32 is not a multiple of heads=0"),
     ],
 )
@@ -214,3 +224,36 @@ def test_the_official_layout_of_msda_has_channels_last(fill, noise):
     before = x.clone()
     torch.testing.assert_close(official(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ours(x))
     assert torch.equal(x, before)  # the official code writes into its input
+
+
+def test_a_scale_of_ones_own_takes_the_place_of_the_usual_one(fill, noise):
+    usual = fill(zoo.create_block("msda", channels=32))
+    same = fill(zoo.create_block("msda", channels=32, scale=0.5))  # 4 channels a head
+    other = fill(zoo.create_block("msda", channels=32, scale=0.4))
+    x = noise("scale", 1, 32, 5, 6)
+    assert torch.equal(usual(x), same(x))
+    assert not torch.equal(usual(x), other(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("msda", "attn_drop"), ("msda", "proj_drop"), ("hat", "attn_drop"), ("hat", "drop"),
+     ("sea_layer", "drop"), ("sea_layer", "drop_path")],
+)  # fmt: skip
+def test_dropout_acts_in_training_alone(name, option, fill, noise):
+    block = fill(zoo.create_block(name, channels=32, **{option: 0.5}))
+    x = noise("drop", 8, 32, 7, 7)
+    assert torch.equal(block(x), fill(zoo.create_block(name, channels=32))(x))
+    for norm in (m for m in block.train().modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.eval()
+    assert not torch.equal(block(x), block(x))
+
+
+def test_small_windows_take_small_maps():
+    zoo.names.parse_name("block:acmix[kernel_size=3]").check_input(2, 3)
+    assert zoo.create_block("acmix[kernel_size=3]", 8)(torch.zeros(1, 8, 2, 3)).shape == (
+        1,
+        8,
+        2,
+        3,
+    )

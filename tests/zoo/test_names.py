@@ -75,6 +75,7 @@ def test_mistakes_say_what_would_work(typed, message):
         ("yolov8n+dat", 64),
         ("yolov8n+dat[stride=2]", 96),
         ("yolov8n+dat@neck", 64),
+        ("yolov8n+dat[stride=two]", 64),
         ("yolov8n+dat[stride=8]@neck", 288),
         ("yolov8n+acmix", 128),
         ("yolov8n+ema@backbone", 32),
@@ -97,6 +98,7 @@ def test_off_sizes_name_a_near_one_that_works():
 def test_lists_are_shell_patterns():
     assert zoo.list_models("pvt_[tsml]*") == ["pvt_tiny", "pvt_small", "pvt_medium", "pvt_large"]
     assert "dat" in zoo.list_blocks()
+    assert "yolov8n+window" not in zoo.list_models()  # it fits few maps
     assert {"yolov8n+dat", "yolo11x+msca"} <= set(zoo.list_models("yolo*+*"))
 
 

@@ -11,7 +11,7 @@ import torch
 import zoo
 from zoo.names import parse_name
 from zoo.registry import Registry
-from zoo.spec import BLOCKS, BlockSpec
+from zoo.spec import BLOCKS, MODELS, BlockSpec
 
 MINE = '''
 """Imports torch only when it is built."""
@@ -100,6 +100,10 @@ def test_what_is_saved_loads_where_the_file_is_loaded(tmp_path):
         ("plugin_f", MINE.replace("minimum=2", "minimum=f()"), "needs a name and literal facts"),
         ("plugin_g", MINE.replace("minimum=2", "nonsense=2"), "nonsense"),
         ("plugin_h", MINE.replace("{name}", "dat"), "'dat' of plugin_h is already registered by"),
+        ("__main__", MINE, "is not a Python file that can be imported"),
+        ("plugin_k", MINE.replace("{name}", "x@y"), "names have letters, digits, _ - and"),
+        ("plugin_l", MINE.replace('"{name}"', "3"), "block 3 of plugin_l: names have"),
+        ("plugin_m", MINE + MINE.replace("{name}", "dat"), "'dat' of plugin_m is already"),
         ("plugin_i", MINE.replace("{name}", "hab"), "the name 'hab' is taken by 'hat'"),
     ],
 )
@@ -107,6 +111,7 @@ def test_a_file_that_cannot_be_taken_is_refused(tmp_path, stem, text, message):
     with pytest.raises(zoo.ZooError, match=message):
         zoo.load_plugin(write(tmp_path, stem=stem, text=text))
     assert "mine" not in BLOCKS
+    assert str(tmp_path) not in sys.path
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
@@ -128,3 +133,61 @@ def test_an_installed_package_adds_blocks(tmp_path, monkeypatch):
     assert (spec.source, spec.options) == ("plugin-blocks 2.0", ("reduction",))
     assert "plugin_blocks" not in sys.modules
     assert spec.load()(8, reduction=2).gate[0].out_channels == 4
+
+
+def test_a_name_that_is_gone_from_a_file_is_forgotten(tmp_path):
+    zoo.load_plugin(write(tmp_path, name="gate_k", stem="plugin_n"))
+    zoo.load_plugin(write(tmp_path, name="gate_l", stem="plugin_n"))
+    assert ("gate_k" in BLOCKS, "gate_l" in BLOCKS) == (False, True)
+
+
+def test_a_folder_that_was_on_the_path_or_is_still_needed_stays(tmp_path, monkeypatch):
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "a")
+    zoo.load_plugin(write(tmp_path / "a", name="gate_m", stem="plugin_o"))
+    zoo.load_plugin(write(tmp_path / "b", name="gate_n", stem="plugin_p"))
+    zoo.load_plugin(write(tmp_path / "b", name="gate_o", stem="plugin_q"))
+    (tmp_path / "a" / "plugin_o.py").unlink()
+    zoo.load_plugin(write(tmp_path / "c", name="gate_m", stem="plugin_o"))
+    (tmp_path / "b" / "plugin_p.py").unlink()
+    zoo.load_plugin(write(tmp_path / "c", name="gate_n", stem="plugin_p"))
+    assert {str(tmp_path / folder) for folder in ("a", "b", "c")} <= set(sys.path)
+    assert zoo.create_block("gate_o", channels=8)
+
+
+def test_what_is_known_of_a_block_stays_when_it_is_imported(tmp_path):
+    zoo.load_plugin(write(tmp_path, name="gate_p", stem="plugin_r"))
+    before = BLOCKS["gate_p"]
+    zoo.create_block("gate_p", channels=8)
+    assert BLOCKS["gate_p"] == before
+    assert before.source
+
+
+NET = '''
+import zoo
+from torch import nn
+
+@zoo.model("my_net", task="detect")
+def my_net(*, width=4):
+    """A net of mine."""
+    return nn.Conv2d(3, width, 1)
+'''
+
+
+def test_a_model_of_a_file_is_known_too_and_takes_no_block(tmp_path):
+    zoo.load_plugin(write(tmp_path, stem="plugin_s", text=NET))
+    assert zoo.create_model("my_net[width=2]").out_channels == 2
+    assert MODELS["my_net"].family == "plugin_s"
+    assert zoo.list_models("my_net*") == ["my_net"]
+    with pytest.raises(zoo.ZooError, match="my_net takes no block; detectors do: yolov8n"):
+        parse_name("my_net+dat")
+    with pytest.raises(zoo.ZooError, match="my_net is not a detector of ultralytics"):
+        zoo.detector_yaml("my_net")
+
+
+def test_the_yaml_of_a_users_block_says_what_it_needs(tmp_path):
+    file = write(tmp_path, name="gate_q", stem="plugin_t")
+    zoo.load_plugin(file)
+    text = zoo.detector_yaml("yolov8n+gate_q")
+    assert f"# import zoo and zoo.load_plugin(...) for {file}, sha256" in text

@@ -86,6 +86,14 @@ def test_dat_trains_under_other_settings(options, photographs, tmp_path):
     check(*train("yolov8n+dat", photographs, tmp_path, **options))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_trains_in_mixed_precision_on_a_gpu(block, photographs, tmp_path):
+    options = {"device": 0, "amp": True}
+    check(*train(f"yolov8n+{block}", photographs, tmp_path, **options))
+
+
 def test_the_best_weights_reload_in_a_new_process(trained, photographs):
     yolo, _, _ = trained
     best = Path(yolo.trainer.best)
@@ -149,18 +157,29 @@ def test_training_starts_from_the_weights_that_were_given(photographs, tmp_path)
     assert "model.23.cv2.0.2.weight" in same  # boxes, whatever the classes
 
 
-def test_what_is_exported_to_onnx_gives_the_same_boxes(trained, tmp_path):
+def check_onnx(yolo) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    yolo, _, _ = trained
     file = yolo.export(format="onnx", imgsz=(320, 256))
     session = onnxruntime.InferenceSession(file)
     x = torch.rand(1, 3, 320, 256, generator=torch.Generator().manual_seed(0))
     (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         expected = yolo.model.eval()(x)[0].numpy()
+    assert given.shape == expected.shape
     assert np.abs(given - expected).max() < 1e-2  # boxes in pixels
-    assert given.shape == (1, 7, 320 * 256 // 64 * 21 // 16)
+
+
+def test_what_is_exported_to_onnx_gives_the_same_boxes(trained):
+    check_onnx(trained[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block != "dlka"])
+def test_every_block_but_one_is_exported_to_onnx(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    check_onnx(zoo.yolo(f"yolov8n+{block}"))
 
 
 @pytest.mark.parametrize("block", BLOCKS)

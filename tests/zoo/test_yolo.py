@@ -47,7 +47,7 @@ def listed(name: str) -> tuple[list, list]:
 def test_p5_stands_behind_sppf_and_feeds_both_readers():
     sources, ours = listed("yolov8n+dat")
     plain_sources, _ = listed("yolov8n")
-    assert ours == [(10, [256, {"block": "dat", "stride": 1}])]
+    assert ours == [(10, [256, {"dat": {"stride": 1}}])]
     assert sources[:11] == [*plain_sources[:10], -1]
     assert sources[12] == [-1, 6]  # what lies before stays
     assert sources[21] == [-1, 10]  # the P5 concat reads the block, not SPPF
@@ -58,7 +58,7 @@ def test_neck_stands_behind_the_three_outputs():
     sources, ours = listed("yolov8n+dat[groups=1]@neck")
     strides = {16: (64, 4), 20: (128, 2), 24: (256, 1)}
     assert ours == [
-        (at, [width, {"block": "dat", "stride": stride, "groups": 1}])
+        (at, [width, {"dat": {"stride": stride, "groups": 1}}])
         for at, (width, stride) in strides.items()
     ]
     assert sources[18] == [-1, 12]  # the concat after the first output reads the neck as before
@@ -141,6 +141,25 @@ def test_windows_fit_where_their_side_does():
         zoo.create_model("yolov8n+window")
 
 
+def test_a_bottleneck_without_a_shortcut_adds_nothing(noise):
+    layer = ZooBottlenecks(16, 16, 1, {"C2f": [False]}, {"msca": {}}).eval()
+    inside = layer.layer.m[0]
+    x = noise("x", 1, 8, 4, 5)
+    assert torch.equal(inside(x), inside.block(inside.cv2(inside.cv1(x))))
+
+
+@pytest.mark.parametrize("name", ["yolov8n+acmix[stride=2]", "yolov8n+acmix[out_dim=64]@c2f"])
+def test_a_block_that_changes_the_shape_is_refused(name):
+    with pytest.raises(zoo.ZooError, match=r"block acmix makes \(1, .* a block keeps the shape"):
+        zoo.create_model(name)
+
+
+@pytest.mark.parametrize("classes", [0, -1, "x"])
+def test_a_number_of_classes_that_is_none_is_refused(classes):
+    with pytest.raises(zoo.ZooError, match=r"num_classes=.*; expected a whole number from 1 up"):
+        zoo.create_model("yolov8n", num_classes=classes)
+
+
 def test_options_of_the_block_reach_it():
     block = zoo.create_model("yolov8n+dat[groups=1,stride=2,version=1]").model[10]
     assert isinstance(block, ZooBlock)
@@ -187,6 +206,43 @@ def test_ultralytics_knows_our_layers_whichever_is_imported_first(imports, tmp_p
     assert told.stdout.splitlines()[-1] == "ZooBottlenecks"
 
 
+@pytest.mark.parametrize("name", ["yolo11n+ema", "yolo11s"])
+def test_a_file_name_of_another_scale_stops_where_it_would_change_the_detector(name, tmp_path):
+    text = zoo.detector_yaml(name)
+    params = sum(p.numel() for p in zoo.create_model(name).parameters())
+    for file in ("file.yaml", f"{name}.yaml"):
+        (tmp_path / file).write_text(text)
+        read = ultralytics.YOLO(tmp_path / file).model
+        assert sum(p.numel() for p in read.parameters()) == params
+    (tmp_path / "my_yolo11m.yaml").write_text(text)
+    with pytest.raises(KeyError, match="m"):
+        ultralytics.YOLO(tmp_path / "my_yolo11m.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["yolov8n+ema[groups=3]", "yolov8n+window", "yolov8n+dat[heads=7]"]
+)
+def test_no_yaml_is_written_of_what_cannot_be_built(name):
+    with pytest.raises(zoo.ZooError):
+        zoo.detector_yaml(name)
+
+
+def test_the_finder_is_gone_once_the_layers_are_known():
+    code = (
+        "import sys, zoo, ultralytics.nn.tasks as t;"
+        "assert hasattr(t, 'ZooBlock');"
+        "print([f for f in sys.meta_path if 'zoo' in type(f).__module__])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_detector_goes_by_its_name():
+    yolo = zoo.yolo("yolov8n[num_classes=3]+dat[stride=2]")
+    name = "yolov8n_num_classes=3_+dat_stride=2.yaml"
+    assert yolo.model.yaml["yaml_file"] == yolo.overrides["model"] == yolo.model_name == name
+
+
 def test_what_is_no_detector_of_ultralytics_is_refused():
     for make in (zoo.yolo, zoo.detector_yaml):
         for name in ("dat_tiny", "block:dat", "torchvision:fcos_resnet50_fpn"):
@@ -194,10 +250,14 @@ def test_what_is_no_detector_of_ultralytics_is_refused():
                 make(name)
 
 
+NAMES = {i: f"class {i}" for i in range(80)}
+
+
 def saved(name: str, path) -> dict[str, torch.Tensor]:
     """Save a detector as ultralytics does, in half precision; return its weights."""
     torch.manual_seed(1)
     yolo = zoo.yolo(name)
+    yolo.model.names = NAMES
     yolo.save(path)
     return {key: value.half().float() for key, value in yolo.model.state_dict().items()}
 
@@ -211,6 +271,7 @@ def test_weights_of_the_plain_detector_are_taken_over(name, tmp_path):
     renamed = {"yolov8n+dat@c2f": "model.8.layer.m.0.cv2.conv.weight"}
     key = renamed.get(name, "model.8.m.0.cv2.conv.weight")
     assert torch.equal(own[key], base["model.8.m.0.cv2.conv.weight"])
+    assert (yolo.model.names == NAMES) == ("classes" not in name)
     last = len(yolo.model.model) - 1
     boxes, scores = (f"model.{last}.{part}.0.2.weight" for part in ("cv2", "cv3"))
     assert torch.equal(own[boxes], base["model.22.cv2.0.2.weight"])
@@ -223,9 +284,33 @@ def test_weights_of_the_same_detector_are_taken_over_with_the_block(tmp_path):
     assert all(torch.equal(own[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize("name", ["yolov8s+dat", "yolo11n+dat", "yolov8n+dat@neck"])
+def test_both_heads_of_yolov10_may_have_other_classes(tmp_path):
+    base = saved("yolov10n", tmp_path / "base.pt")
+    own = zoo.yolo("yolov10n[num_classes=3]+msda", weights=tmp_path / "base.pt").model.state_dict()
+    boxes = "one2one_cv2.0.2.weight"
+    assert torch.equal(own[f"model.24.{boxes}"], base[f"model.23.{boxes}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["yolov8s+dat", "yolo11n+dat", "yolov8n+dat@neck", "yolov8n+dat[groups=1]"]
+)
 def test_weights_of_another_detector_are_refused(name, tmp_path):
-    other = "yolov8n+dat" if name.endswith("neck") else "yolov8n"
+    other = "yolov8n+dat" if name.startswith("yolov8n") else "yolov8n"
     saved(other, tmp_path / "other.pt")
     with pytest.raises(zoo.ZooError, match=r"the weights do not fit .* give those of the same"):
         zoo.yolo(name, weights=tmp_path / "other.pt")
+
+
+def test_a_file_that_holds_no_weights_is_refused(tmp_path):
+    (tmp_path / "junk.pt").write_text("junk")
+    (tmp_path / "net.yaml").write_text(zoo.detector_yaml("yolov8n"))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "state.pt")
+    for file, message in (
+        ("junk.pt", "no checkpoint of ultralytics"),
+        ("state.pt", "no checkpoint of ultralytics"),
+        ("net.yaml", r"expected a checkpoint of ultralytics, e.g. best.pt"),
+        ("nope.pt", "there is no such file"),
+        ("", "expected a checkpoint"),
+    ):
+        with pytest.raises(zoo.ZooError, match=message):
+            zoo.yolo("yolov8n+dat", weights=tmp_path / file)

@@ -48,7 +48,7 @@ class ACmix(nn.Module):
         super().__init__()
         out_dim = out_dim or dim
         self.scale = head_scale(out_dim, heads)
-        if kernel_size % 2 == 0 or stride < 1:
+        if kernel_size < 1 or kernel_size % 2 == 0 or stride < 1:
             raise ZooError(
                 f"kernel_size={kernel_size}, stride={stride}: expected an odd window and a "
                 "positive stride"

@@ -66,7 +66,7 @@ class HybridAttention(nn.Module):
             window, shift = min(map_size), 0
         if not 0 <= shift < window:
             raise ZooError(f"shift={shift} is not between 0 and window={window}")
-        if min(dim // compress, dim // squeeze) < 1:
+        if min(compress, squeeze) < 1 or min(dim // compress, dim // squeeze) < 1:
             raise ZooError(f"compress={compress}, squeeze={squeeze} leave no channel of dim={dim}")
         self.window, self.shift, self.conv_scale = window, shift, conv_scale
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -168,6 +168,8 @@ class OverlappingCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.scale = heads, head_scale(dim, heads)
+        if window < 1 or overlap < 0:
+            raise ZooError(f"window={window}, overlap={overlap}: expected 1 or more, and 0 or more")
         self.window, self.outer = window, int(window * overlap) + window
         if self.outer % 2 != window % 2:
             raise ZooError(

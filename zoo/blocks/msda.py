@@ -56,7 +56,7 @@ class MultiScaleDilatedAttention(nn.Module):
         self.scale = own if scale is None else scale
         if not self.dilations or heads % len(self.dilations):
             raise ZooError(f"heads={heads} is not a multiple of the {len(dilations)} dilations")
-        if kernel_size % 2 == 0 or min(self.dilations) < 1:
+        if kernel_size < 1 or kernel_size % 2 == 0 or min(self.dilations) < 1:
             raise ZooError(
                 f"kernel_size={kernel_size}, dilations={self.dilations}: expected an odd side and "
                 "dilations of 1 or more"

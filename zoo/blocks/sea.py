@@ -46,9 +46,13 @@ class SqueezeAxialAttention(nn.Module):
         act: str = "ReLU6",
     ) -> None:
         super().__init__()
-        if heads < 1 or (key_dim is None and dim < heads) or (key_dim or 1) < 1:
-            raise ZooError(f"dim={dim}, heads={heads}, key_dim={key_dim}: no channels for a head")
-        key_dim = dim // heads if key_dim is None else key_dim
+        if key_dim is None and heads > 0:
+            key_dim = dim // heads
+        if heads < 1 or not key_dim or key_dim < 1 or int(ratio * key_dim) < 1:
+            raise ZooError(
+                f"dim={dim}, heads={heads}, key_dim={key_dim}, ratio={ratio}: "
+                "no channels for a head"
+            )
         self.heads, self.scale = heads, key_dim**-0.5
         keys, values = key_dim * heads, int(ratio * key_dim) * heads
         self.to_q, self.to_k = conv_norm(dim, keys), conv_norm(dim, keys)

@@ -8,11 +8,11 @@ ultralytics otherwise takes the scale.
 from __future__ import annotations
 
 import copy
-import json
+import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +23,47 @@ from torch import nn
 from ultralytics.nn import modules, tasks
 from ultralytics.nn.modules.block import CIB, Bottleneck
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.ops import make_divisible
 
 from zoo.build import create_block
+from zoo.layers import check_shape
 from zoo.names import Named
 from zoo.registry import ZooError
 
 STAGES = ("C2f", "C3k2", "C2fCIB")  # layers that hold bottlenecks and end a stage
 SCALED = (*STAGES, "Conv", "SCDown", "SPPF", "PSA", "C2PSA")  # their first argument is a width
 Layers = dict[str, Any]
+Plugged = Mapping[str, Mapping[str, Any]]  # a block's name, and its options
 
 
 class ZooBlock(nn.Module):
-    """A block of the zoo as a layer: `[-1, 1, ZooBlock, [256, {block: dat, stride: 2}]]`.
+    """A block of the zoo as a layer: `[-1, 1, ZooBlock, [256, {dat: {stride: 2}}]]`.
 
     Shape: (b, channels, h, w) to (b, channels, h, w)
+    Raises: ZooError if the first output has another shape.
     """
 
-    def __init__(self, channels: int, plugged: Mapping[str, Any]) -> None:
+    def __init__(self, channels: int, plugged: Plugged) -> None:
         super().__init__()
-        options = {key: value for key, value in plugged.items() if key != "block"}
-        self.block = create_block(plugged["block"], channels, **options)
+        ((self.name, options),) = plugged.items()
+        self.block = create_block(self.name, channels, **options)
+        self.known = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the block."""
-        return self.block(x)
+        out = self.block(x)
+        if not self.known:
+            check_shape(self.name, x, out)
+            self.known = True
+        return out
 
 
 class ZooBottlenecks(nn.Module):
     """A layer of bottlenecks, each with a block of the zoo before its shortcut.
 
-    `[-1, 1, ZooBottlenecks, [256, 256, 1, {layer: C2f, args: [true]}, {block: dat}]]` is the C2f of
-    256 to 256 channels with one bottleneck.
+    `[-1, 1, ZooBottlenecks, [256, 256, 1, {C2f: [true]}, {dat: {}}]]` is the C2f of 256 to 256
+    channels with one bottleneck.
 
     Shape: (b, channels, h, w) to (b, out_channels, h, w)
     """
@@ -64,12 +73,12 @@ class ZooBottlenecks(nn.Module):
         channels: int,
         out_channels: int,
         repeats: int,
-        layer: Mapping[str, Any],
-        plugged: Mapping[str, Any],
+        layer: Mapping[str, Sequence[Any]],
+        plugged: Plugged,
     ) -> None:
         super().__init__()
-        kind = getattr(modules, layer["layer"])
-        self.layer = kind(channels, out_channels, repeats, *layer["args"])
+        ((kind, args),) = layer.items()
+        self.layer = getattr(modules, kind)(channels, out_channels, repeats, *args)
         for parent in list(self.layer.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, Bottleneck | CIB):
@@ -80,25 +89,26 @@ class ZooBottlenecks(nn.Module):
         return self.layer(x)
 
 
-class PluggedBottleneck(nn.Module):
+class PluggedBottleneck(ZooBlock):
     """A bottleneck of ultralytics, its parameters under their names, and a block behind it.
 
     Shape: (b, channels, h, w) to (b, out_channels, h, w)
     """
 
-    def __init__(self, bottleneck: Bottleneck | CIB, plugged: Mapping[str, Any]) -> None:
-        super().__init__()
-        for name, child in bottleneck.named_children():
-            self.add_module(name, child)
-        self.add = bottleneck.add
+    def __init__(self, bottleneck: Bottleneck | CIB, plugged: Plugged) -> None:
         last = bottleneck.cv2 if isinstance(bottleneck, Bottleneck) else bottleneck.cv1[-1]
-        self.block = ZooBlock(last.conv.out_channels, plugged).block
+        super().__init__(last.conv.out_channels, plugged)
+        self.convolutions = [name for name, _ in bottleneck.named_children()]
+        for name in self.convolutions:
+            self.add_module(name, bottleneck.get_submodule(name))
+        self.add = bottleneck.add
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve, apply the block, add the input where the bottleneck does."""
         out = x
-        for child in self.children():
-            out = child(out)
+        for name in self.convolutions:
+            out = self.get_submodule(name)(out)
+        out = super().forward(out)
         return x + out if self.add else out
 
 
@@ -120,6 +130,8 @@ def detector(named: Named, num_classes: int = 80) -> DetectionModel:
 
 def layers_of(named: Named, num_classes: int = 80) -> Layers:
     """List the layers of a detector, with its block if it has one, as ultralytics reads them."""
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ZooError(f"{named}: num_classes={num_classes!r}; expected a whole number from 1 up")
     layers = plain(named.spec.name)
     layers["nc"] = num_classes
     layers["yaml_file"] = f"{file_name(named)}.yaml"  # names what is exported and printed
@@ -145,6 +157,10 @@ def plain(name: str) -> Layers:
             args[0] = make_divisible(min(args[0], most) * width, 8)
         if kind == "C3k2" and scale in "mlx":
             args[1:2] = [True]  # as the parser does where it knows the scale
+        if kind == "C3k2" and args[1] is False:
+            # The parser would set it under a file name with m, l or x. Of another scale than the
+            # one that is here it knows no multipliers, and stops.
+            layers |= {"scale": scale, "scales": {scale: [1.0, 1.0, math.inf]}}
     return layers
 
 
@@ -155,8 +171,7 @@ def plug(layers: Layers, named: Named) -> None:
     if named.placement == "c2f":
         row, before = backbone[stages[-1]], backbone[stages[-1] - 1]
         channels, (out, *args) = before[3][0], row[3]
-        layer = {"layer": row[2], "args": args}
-        row[1:] = [1, "ZooBottlenecks", [channels, out, row[1], layer, _plugged(named, 5)]]
+        row[1:] = [1, "ZooBottlenecks", [channels, out, row[1], {row[2]: args}, _plugged(named, 5)]]
         return
     behind = {
         "p5": [i for i, row in enumerate(backbone) if row[2] == "SPPF"],
@@ -167,12 +182,12 @@ def plug(layers: Layers, named: Named) -> None:
         _insert(layers, at, _plugged(named, level))
 
 
-def _plugged(named: Named, level: int) -> dict[str, Any]:
+def _plugged(named: Named, level: int) -> Plugged:
     assert named.block is not None  # noqa: S101 - narrows the type
-    return {"block": named.block.name, **named.options_at(level)}
+    return {named.block.name: named.options_at(level)}
 
 
-def _insert(layers: Layers, at: int, plugged: dict[str, Any]) -> None:
+def _insert(layers: Layers, at: int, plugged: Plugged) -> None:
     """Put a block behind layer `at`; what read the layer reads the block."""
     rows = [*layers["backbone"], *layers["head"]]
     for row in rows[at + 1 :]:
@@ -188,10 +203,13 @@ def _insert(layers: Layers, at: int, plugged: dict[str, Any]) -> None:
 def as_yaml(named: Named, num_classes: int = 80) -> str:
     """Write the YAML from which `ultralytics.YOLO` builds the detector, after `import zoo`."""
     layers = layers_of(named, num_classes)
-    ours = "" if named.block is None else "; `import zoo` before YOLO(this file)"
-    lines = [f"# {named}, at its scale, from ultralytics {ultralytics.__version__}{ours}"]
-    known = {"backbone", "head", "yaml_file"}
-    lines += [f"{key}: {json.dumps(value)}" for key, value in layers.items() if key not in known]
+    lines = [f"# {named}, at its scale, from ultralytics {ultralytics.__version__}"]
+    if named.block is not None:
+        own = named.block.module.startswith("zoo.")
+        also = "" if own else f" and zoo.load_plugin(...) for {named.block.source}"
+        lines.append(f"# import zoo{also}, before YOLO(this file)")
+    facts = {key: layers[key] for key in ("nc", "scales") if key in layers}
+    lines.append(yaml.safe_dump(facts, sort_keys=False).strip())
     number = 0
     for part in ("backbone", "head"):
         lines += ["", f"{part}:", "  # [from, repeats, module, arguments]"]
@@ -229,12 +247,27 @@ def trainable(
     yolo.model.yaml["yaml_file"] = yolo.model.yaml_file = file.name
     yolo.cfg = yolo.model_name = yolo.overrides["model"] = file.name
     if weights is not None:
-        base = ultralytics.YOLO(Path(weights)).model
-        transfer(yolo.model, base.float().state_dict())
+        base = _read(Path(weights))
+        transfer(yolo.model, base.state_dict())
         if len(base.names) == num_classes:
             yolo.model.names = copy.copy(base.names)
     yolo.ckpt = {"model": yolo.model}  # says that the weights are to be kept
     return yolo
+
+
+def _read(weights: Path) -> DetectionModel:
+    """Read a checkpoint of ultralytics; it fetches those of its own that are not there."""
+    if weights.suffix != ".pt":
+        raise ZooError(f"weights {weights}: expected a checkpoint of ultralytics, e.g. best.pt")
+    if not weights.is_file() and str(weights) not in GITHUB_ASSETS_NAMES:
+        raise ZooError(f"weights {weights}: there is no such file")
+    try:
+        model = ultralytics.YOLO(weights).model
+    except TypeError as error:
+        raise ZooError(f"weights {weights}: no checkpoint of ultralytics: {error}") from error
+    if not isinstance(model, DetectionModel):
+        raise ZooError(f"weights {weights}: a {type(model).__name__}; expected a detector")
+    return model
 
 
 def transfer(model: DetectionModel, weights: Mapping[str, torch.Tensor]) -> None:
@@ -246,17 +279,18 @@ def transfer(model: DetectionModel, weights: Mapping[str, torch.Tensor]) -> None
         ZooError: other weights have another shape or are missing.
     """
     own = model.state_dict()
-    renamed = weights if weights.keys() == own.keys() else dict(_behind_blocks(model, weights))
+    same = weights.keys() == own.keys()
+    renamed = weights if same else dict(_behind_blocks(model, weights))
     fits = {k: v for k, v in renamed.items() if k in own and own[k].shape == v.shape}
     head = f"model.{len(model.model) - 1}."
     missing = [
         key
         for key in own
         if key not in fits
-        and ".block." not in key
+        and (same or ".block." not in key)
         and not re.match(rf"{head}(one2one_)?cv3\.", key)
     ]
-    if missing or len(fits) == 0:
+    if missing:
         some = ", ".join(missing[:3])
         raise ZooError(
             f"the weights do not fit {model.yaml['yaml_file']}: {len(missing)} of {len(own)} are "
