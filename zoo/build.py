@@ -73,7 +73,7 @@ def create_model(
             options.setdefault("img_size", h if h == w else (h, w))
         model = builder(**options)
     else:
-        from zoo.models._yolo import detector
+        from zoo.detection import detector
 
         model = detector(named, **options)
     if checkpoint is not None:
@@ -122,7 +122,7 @@ def yolo(name: str, *, weights: str | os.PathLike[str] | None = None) -> ultraly
         ZooError: it is no detector, or the weights do not fit.
     """
     named = _detector(name)
-    from zoo.models._yolo import trainable
+    from zoo.detection import trainable
 
     return trainable(named, weights=weights, **named.options)
 
@@ -134,7 +134,7 @@ def detector_yaml(name: str) -> str:
         ZooError: it is no detector, or cannot be built.
     """
     named = _detector(name)
-    from zoo.models._yolo import as_yaml, detector
+    from zoo.detection import as_yaml, detector
 
     detector(named, **named.options)  # what cannot be built shows here
     return as_yaml(named, **named.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.abc
@@ -17,8 +18,7 @@ from zoo.registry import ZooError
 from zoo.source import find_source
 from zoo.spec import BLOCKS, MODELS
 
-_LOADED: dict[str, Path] = {}  # files by the module that they are imported as
-_DIGESTS: dict[str, str] = {}
+_LOADED: dict[str, tuple[Path, str]] = {}  # file and digest by the module it is imported as
 _FOLDERS: set[str] = set()  # put on the path here
 
 
@@ -40,16 +40,16 @@ def load_plugin(file: str | os.PathLike[str]) -> list[str]:
     if not path.is_file() or not named_well:
         raise ZooError(f"plugin {file} is not a Python file that can be imported, e.g. my_block.py")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    if (_LOADED.get(module), _DIGESTS.get(module)) != (path, digest):
+    if _LOADED.get(module) != (path, digest):
         _unload(module)
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.append(folder)
         _FOLDERS.add(folder)
     importlib.invalidate_caches()  # the file may be a moment old
-    compiled = Path(importlib.util.cache_from_source(str(path)))
-    compiled.unlink(missing_ok=True)  # it may be of the same second and length
-    _LOADED[module], _DIGESTS[module] = path, digest
+    with contextlib.suppress(OSError):  # code compiled in the same second would pass for current
+        Path(importlib.util.cache_from_source(str(path))).unlink()
+    _LOADED[module] = (path, digest)
     try:
         return _added(file, path, module, digest)
     except BaseException:
@@ -77,17 +77,16 @@ def _added(file: str | os.PathLike[str], path: Path, module: str, digest: str) -
 
 def _unload(module: str) -> None:
     """Forget a plugin, and its folder if no other one stands there."""
-    path = _LOADED.pop(module, None)
-    _DIGESTS.pop(module, None)
-    if path is None:
+    if module not in _LOADED:
         return
+    path, _ = _LOADED.pop(module)
     for registry in (BLOCKS, MODELS):
         registry.forget(module)
     imported = getattr(sys.modules.get(module), "__file__", None)
     if imported is not None and Path(imported).resolve() == path:
         del sys.modules[module]
     folder = str(path.parent)
-    if folder in _FOLDERS and all(str(other.parent) != folder for other in _LOADED.values()):
+    if folder in _FOLDERS and all(str(other.parent) != folder for other, _ in _LOADED.values()):
         _FOLDERS.discard(folder)
         if folder in sys.path:
             sys.path.remove(folder)
@@ -96,14 +95,14 @@ def _unload(module: str) -> None:
 def add_to_ultralytics() -> None:
     """Let `ultralytics.YOLO(file.yaml)` know our layers, now or once it is imported.
 
-    Importing `zoo.models._yolo` adds them to its parser; that waits until the parser is there, so
+    Importing `zoo.detection` adds them to its parser; that waits until the parser is there, so
     that importing the zoo imports neither ultralytics nor torch.
     """
     parser = "ultralytics.nn.tasks"
     if parser in sys.modules:
-        importlib.import_module("zoo.models._yolo")
+        importlib.import_module("zoo.detection")
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(parser, "zoo.models._yolo"))
+        sys.meta_path.insert(0, _AfterImport(parser, "zoo.detection"))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

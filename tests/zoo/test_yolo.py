@@ -11,7 +11,7 @@ import ultralytics
 from ultralytics.nn.tasks import DetectionModel
 
 import zoo
-from zoo.models._yolo import PluggedBottleneck, ZooBlock, ZooBottlenecks, layers_of, plain, transfer
+from zoo.detection import PluggedBottleneck, ZooBlock, ZooBottlenecks, layers_of, plain, transfer
 from zoo.names import PLACEMENTS, parse_name
 from zoo.spec import MODELS
 

@@ -1,10 +1,10 @@
-"""YOLO detectors, built by ultralytics; `zoo.models._yolo` plugs blocks into them."""
+"""YOLO detectors, built by ultralytics; `zoo.detection` plugs blocks into them."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from zoo.models._yolo import detector
+from zoo.detection import detector
 from zoo.names import parse_name
 from zoo.spec import model
 

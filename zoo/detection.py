@@ -2,7 +2,8 @@
 
 A list is read from the YAML that ultralytics ships and written out at its scale: repeats and
 channels as they are, no multipliers. So it means the same under any file name, from which
-ultralytics otherwise takes the scale.
+ultralytics otherwise takes the scale. What ultralytics saves names the layers here by their module,
+so they keep their place.
 """
 
 from __future__ import annotations
