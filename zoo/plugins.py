@@ -36,9 +36,10 @@ def load_plugin(file: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(file).resolve()
     module = path.stem
-    named_well = path.suffix == ".py" and module.isidentifier() and not module.startswith("__")
-    if not path.is_file() or not named_well:
-        raise ZooError(f"plugin {file} is not a Python file that can be imported, e.g. my_block.py")
+    if not path.is_file():
+        raise ZooError(f"plugin {file}: there is no such file")
+    if path.suffix != ".py" or not module.isidentifier() or module.startswith("__"):
+        raise ZooError(f"plugin {file}: it cannot be imported; name it like my_block.py")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     if _LOADED.get(module) != (path, digest):
         _unload(module)

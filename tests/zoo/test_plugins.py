@@ -93,14 +93,14 @@ def test_what_is_saved_loads_where_the_file_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("stem", "text", "message"),
     [
-        ("my-block", MINE, "is not a Python file that can be imported"),
+        ("my-block", MINE, "it cannot be imported; name it like my_block.py"),
         ("random", MINE, "is imported as random; rename the file"),
         ("plugin_d", "x = 1", r'has no @zoo.block\("name"\)'),
         ("plugin_e", "def (", "invalid syntax"),
         ("plugin_f", MINE.replace("minimum=2", "minimum=f()"), "needs a name and literal facts"),
         ("plugin_g", MINE.replace("minimum=2", "nonsense=2"), "nonsense"),
         ("plugin_h", MINE.replace("{name}", "dat"), "'dat' of plugin_h is already registered by"),
-        ("__main__", MINE, "is not a Python file that can be imported"),
+        ("__main__", MINE, "it cannot be imported; name it like my_block.py"),
         ("plugin_k", MINE.replace("{name}", "x@y"), "names have letters, digits, _ - and"),
         ("plugin_l", MINE.replace('"{name}"', "3"), "block 3 of plugin_l: names have"),
         ("plugin_m", MINE + MINE.replace("{name}", "dat"), "'dat' of plugin_m is already"),
@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_taken_is_refused(tmp_path, stem, text, message):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(zoo.ZooError, match=r"nope.py is not a Python file"):
+    with pytest.raises(zoo.ZooError, match=r"nope.py: there is no such file"):
         zoo.load_plugin(tmp_path / "nope.py")
 
 
