@@ -130,13 +130,14 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             self._looking = False
         if spec is None or spec.loader is None:
             return None
-        run = spec.loader.exec_module
+        loader = spec.loader
 
         def exec_module(module: ModuleType) -> None:
-            run(module)
+            del loader.exec_module  # what stays is the loader's own
+            loader.exec_module(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
             importlib.import_module(self._then)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -84,6 +84,18 @@ def test_code_outside_the_package_registers_by_decorating(package):
         registry.register("toy")(lambda: None)
 
 
+def test_a_file_is_added_beside_the_package_and_forgotten_again(package, tmp_path):
+    registry = package({"a.py": TOY})
+    (tmp_path / "own.py").write_text(TOY)
+    with pytest.raises(ValueError, match=r"'toy' of own is already registered by shelf.a"):
+        registry.add_file(tmp_path / "own.py", "own")
+    (tmp_path / "own.py").write_text(TOY.replace("toy", "mine").replace('"t"', '"m"'))
+    assert registry.add_file(tmp_path / "own.py", "own") == ["mine"]
+    assert registry["m"].module == "own"
+    registry.forget("own")
+    assert (list(registry), "m" in registry, "t" in registry) == (["toy"], False, True)
+
+
 def test_a_name_that_is_taken_is_refused_before_the_first_look(package):
     registry = package({"a.py": TOY})
     for name, aliases in (("toy", ()), ("t", ()), ("mine", ("t",))):

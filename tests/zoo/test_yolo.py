@@ -231,6 +231,7 @@ def test_the_finder_is_gone_once_the_layers_are_known():
     code = (
         "import sys, zoo, ultralytics.nn.tasks as t;"
         "assert hasattr(t, 'ZooBlock');"
+        "assert 'exec_module' not in vars(t.__loader__);"
         "print([f for f in sys.meta_path if 'zoo' in type(f).__module__])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
