@@ -195,9 +195,9 @@ def yolov10x(*, num_classes: int = 80) -> nn.Module:
     task="detect",
     img_size=640,
     params=2_624_080,
-    published_params=2.6e6,
-    published_macs=3.25e9,
-    published_source="ultralytics docs: 6.5 GFLOPs of the fused model, two to a multiply-add",
+    published_params=2_624_080,
+    published_macs=3.3e9,
+    published_source="ultralytics yolo11.yaml: 6.6 GFLOPs, two to a multiply-add",
 )
 def yolo11n(*, num_classes: int = 80) -> nn.Module:
     """YOLO11 nano."""
@@ -211,9 +211,9 @@ def yolo11n(*, num_classes: int = 80) -> nn.Module:
     task="detect",
     img_size=640,
     params=9_458_752,
-    published_params=9.4e6,
-    published_macs=10.75e9,
-    published_source="ultralytics docs: 21.5 GFLOPs of the fused model, two to a multiply-add",
+    published_params=9_458_752,
+    published_macs=10.85e9,
+    published_source="ultralytics yolo11.yaml: 21.7 GFLOPs, two to a multiply-add",
 )
 def yolo11s(*, num_classes: int = 80) -> nn.Module:
     """YOLO11 small."""
@@ -227,9 +227,9 @@ def yolo11s(*, num_classes: int = 80) -> nn.Module:
     task="detect",
     img_size=640,
     params=20_114_688,
-    published_params=20.1e6,
-    published_macs=34e9,
-    published_source="ultralytics docs: 68.0 GFLOPs of the fused model, two to a multiply-add",
+    published_params=20_114_688,
+    published_macs=34.25e9,
+    published_source="ultralytics yolo11.yaml: 68.5 GFLOPs, two to a multiply-add",
 )
 def yolo11m(*, num_classes: int = 80) -> nn.Module:
     """YOLO11 medium."""
@@ -243,9 +243,9 @@ def yolo11m(*, num_classes: int = 80) -> nn.Module:
     task="detect",
     img_size=640,
     params=25_372_160,
-    published_params=25.3e6,
-    published_macs=43.45e9,
-    published_source="ultralytics docs: 86.9 GFLOPs of the fused model, two to a multiply-add",
+    published_params=25_372_160,
+    published_macs=43.8e9,
+    published_source="ultralytics yolo11.yaml: 87.6 GFLOPs, two to a multiply-add",
 )
 def yolo11l(*, num_classes: int = 80) -> nn.Module:
     """YOLO11 large."""
@@ -259,9 +259,9 @@ def yolo11l(*, num_classes: int = 80) -> nn.Module:
     task="detect",
     img_size=640,
     params=56_966_176,
-    published_params=56.9e6,
-    published_macs=97.45e9,
-    published_source="ultralytics docs: 194.9 GFLOPs of the fused model, two to a multiply-add",
+    published_params=56_966_176,
+    published_macs=98e9,
+    published_source="ultralytics yolo11.yaml: 196.0 GFLOPs, two to a multiply-add",
 )
 def yolo11x(*, num_classes: int = 80) -> nn.Module:
     """YOLO11 extra large."""
