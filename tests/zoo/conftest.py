@@ -73,7 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("golden", cases, indirect=True)
 
 
-# The two photographs that ultralytics ships, with boxes drawn by eye.
+# The two photographs that ultralytics ships, with boxes checked by eye.
 CLASSES = ["person", "bus", "tie"]
 # Class, then left, top, right, bottom in pixels.
 BOXES = {
