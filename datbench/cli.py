@@ -16,7 +16,7 @@ from datbench import catalogue
 from datbench.api import choose_protocol, prepare, profile_protocol
 from datbench.errors import UserError
 from datbench.plan import add_plugins
-from zoo import ZooError, detector_yaml
+from zoo import ZooError, detector_yaml, list_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,9 @@ class Variadic(click.RichCommand):
 def complete_model(ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
     """Suggest models, blocks alone, blocks plugged into a detector, and models of libraries."""
     del ctx, param
-    names = catalogue.names(incomplete)
+    base, plus, _ = incomplete.partition("+")
+    blocks = [f"{base}+{block}" for block in list_blocks()]
+    names = blocks if plus else catalogue.names(incomplete)
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -209,7 +211,7 @@ def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
 
     Any block plugs into any detector; 'yolov8n+*' lists those of one.
     """
-    add_plugins([str(file) for file in plugins])
+    add_plugins(plugins)
     rows = catalogue.rows(pattern)
     if not rows:
         raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
@@ -284,7 +286,7 @@ def export_report(
 @PLUGIN
 def yolo_yaml(model: str, plugins: tuple[Path, ...]) -> None:
     """Write the YAML of a detector, e.g. yolov8n+dat, as ultralytics builds and trains it."""
-    add_plugins([str(file) for file in plugins])
+    add_plugins(plugins)
     with contextlib.redirect_stdout(sys.stderr):  # ultralytics greets on stdout
         text = detector_yaml(model)
     click.echo(text, nl=False)

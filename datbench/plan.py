@@ -178,8 +178,7 @@ def make_plan(
         if number is not None and number < 1:
             raise UserError(f"{what} is {number}; expected 1 or more")
     check_image(image)
-    files = tuple(str(Path(plugin).resolve()) for plugin in plugins)
-    add_plugins(files)
+    files = add_plugins(plugins)
     names = [parse_name(model) for model in models]
     shapes = [_shape(named, img_size, input_shape) for named in names]
     where = resolve_device(device)
@@ -212,17 +211,21 @@ def make_plan(
     return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
 
 
-def add_plugins(files: Sequence[str]) -> None:
+def add_plugins(plugins: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     """Add files of the user's to the zoo of this process.
 
+    Returns:
+        Each of them once, as an absolute path.
     Raises:
         UserError, ZooError: one of them cannot be added.
     """
-    for file, other in itertools.combinations(dict.fromkeys(files), 2):
+    files = tuple(dict.fromkeys(str(Path(plugin).resolve()) for plugin in plugins))
+    for file, other in itertools.combinations(files, 2):
         if Path(file).name == Path(other).name:
             raise UserError(f"plugins {file} and {other} have one name; rename one of them")
     for file in files:
         load_plugin(file)
+    return files
 
 
 @functools.cache

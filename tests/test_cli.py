@@ -172,6 +172,7 @@ def test_shell_completion_is_offered(shell):
         ("datbench compare --models da", {"dat_tiny"}),
         ("datbench compare --models dat_tiny sw", {"swin_tiny"}),
         ("datbench compare --models yolov8n+da", {"yolov8n+dat"}),
+        ("datbench compare --models yolov8+da", {"yolov8+dat"}),
         ("datbench profile block:d", {"block:dat"}),
         ("datbench compare --models dat --qu", {"--quick"}),
         ("datbench compare --models dat --dtype bf", {"bfloat16"}),

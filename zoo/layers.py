@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from zoo.registry import ZooError
@@ -59,6 +60,13 @@ def depthwise(dim: int, kernel: int | tuple[int, int]) -> nn.Conv2d:
     """Convolution of each channel for itself that keeps the map's size; odd kernels."""
     rows, columns = sides(kernel)
     return nn.Conv2d(dim, dim, (rows, columns), padding=(rows // 2, columns // 2), groups=dim)
+
+
+def on_map(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Call a layer of tokens on a map."""
+    h, w = x.shape[-2:]
+    out = layer(rearrange(x, "b c h w -> b (h w) c"), (h, w))
+    return rearrange(out, "b (h w) c -> b c h w", h=h)
 
 
 ACTIVATIONS = ("ReLU6", "ReLU", "GELU", "SiLU", "Hardswish", "LeakyReLU", "ELU", "Mish")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.blocks.window import relative_index, shift_mask
-from zoo.layers import head_scale
+from zoo.blocks.window import attend, relative_index, shift_mask
+from zoo.layers import head_scale, on_map
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -126,14 +126,9 @@ class WindowProducts(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Attend inside each window."""
-        qkv = rearrange(self.qkv(x), "b l n (qkv a d) -> qkv b l a n d", qkv=3, a=self.heads)
-        q, k, v = qkv.unbind()
-        bias = rearrange(self.relative_position_bias_table[self.index], "m n a -> a m n")
-        logits = q * self.scale @ k.transpose(-1, -2) + bias
-        if mask is not None:
-            logits = logits + mask[:, None].to(logits.dtype)
-        out = self.attn_drop(logits.softmax(-1)).to(v.dtype) @ v
-        return self.proj_drop(self.proj(rearrange(out, "b l a n d -> b l n (a d)")))
+        bias = self.relative_position_bias_table[self.index]
+        out = attend(self.qkv(x), self.scale, bias, mask, self.attn_drop)
+        return self.proj_drop(self.proj(out))
 
 
 @block("ocab", source="HAT, arXiv 2205.04437")
@@ -271,13 +266,6 @@ def mlp(dim: int, ratio: float, drop: float) -> nn.Sequential:
             drop2=nn.Dropout(drop),
         )
     )
-
-
-def on_map(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Call a layer of tokens on a map."""
-    h, w = x.shape[-2:]
-    out = layer(rearrange(x, "b c h w -> b (h w) c"), (h, w))
-    return rearrange(out, "b (h w) c -> b c h w", h=h)
 
 
 def checked(x: torch.Tensor, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import ChannelNorm, head_scale, init_linear
+from zoo.layers import ChannelNorm, head_scale, init_linear, on_map
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -55,9 +55,7 @@ class SpatialReductionAttention(nn.Module):
     def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Attend over a map, or over tokens whose map has `size` (h, w)."""
         if x.ndim == 4:
-            h, w = x.shape[-2:]
-            out = self.forward(rearrange(x, "b c h w -> b (h w) c"), (h, w))
-            return rearrange(out, "b (h w) c -> b c h w", h=h)
+            return on_map(self, x)
         q = rearrange(self.q(x), "b m (a d) -> b a m d", a=self.heads)
         if self.reduction > 1:
             x = self._reduced(x, size)

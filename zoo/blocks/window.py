@@ -62,15 +62,9 @@ class WindowAttention(nn.Module):
             raise ZooError(f"input is {h}x{w}, not a multiple of window={self.window}")
         rows, window = h // self.window, self.window
         tokens = rearrange(x, "b c (i y) (j x) -> b (i j) (y x) c", y=window, x=window)
-        qkv = self.proj_qkv(tokens)
-        q, k, v = rearrange(qkv, "b l n (three a d) -> three b l a n d", three=3, a=self.heads)
-        logits = q * self.scale @ k.transpose(-1, -2)  # (b, windows, heads, m, n)
         bias = self.relative_position_bias_table[self.relative_position_index]
-        logits = logits + rearrange(bias, "m n a -> a m n")
-        if mask is not None:
-            logits = logits + mask[:, None]
-        out = self.attn_drop(logits.softmax(-1)) @ v
-        out = self.proj_out(rearrange(out, "b l a n d -> b l n (a d)"))
+        out = attend(self.proj_qkv(tokens), self.scale, bias, mask, self.attn_drop)
+        out = self.proj_out(out)
         out = rearrange(out, "b (i j) (y x) c -> b c (i y) (j x)", i=rows, y=window)
         return self.proj_drop(out)
 
@@ -143,6 +137,32 @@ class ShiftedWindowAttention(WindowAttention):
         if h % self.window or w % self.window:
             return None  # the plain attention says what is wrong
         return shift_mask(h, w, self.window, self.shift, x.device).to(x.dtype)
+
+
+def attend(
+    qkv: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor,
+    mask: torch.Tensor | None,
+    drop: nn.Module,
+) -> torch.Tensor:
+    """Attend inside each window, (b, windows, n, 3 dim) to (b, windows, n, dim).
+
+    Args:
+        qkv: queries, keys and values, the heads of each side by side.
+        scale: of the logits.
+        bias: of the logits of each query and key, (n, n, heads).
+        mask: added to the logits of each window, (windows, n, n).
+        drop: dropout of the attention weights.
+    """
+    heads = bias.shape[-1]
+    q, k, v = rearrange(qkv, "b l n (three a d) -> three b l a n d", three=3, a=heads)
+    logits = q * scale @ k.transpose(-1, -2)  # (b, windows, heads, m, n)
+    logits = logits + rearrange(bias, "m n a -> a m n")
+    if mask is not None:
+        logits = logits + mask[:, None].to(logits.dtype)
+    out = drop(logits.softmax(-1)).to(v.dtype) @ v
+    return rearrange(out, "b l a n d -> b l n (a d)")
 
 
 def relative_index(window: int) -> torch.Tensor:
