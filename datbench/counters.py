@@ -186,26 +186,23 @@ def built_from(case: Case, *, fuse: bool = False) -> Build:
 
     Args:
         case: what to build.
-        fuse: fold batch norms into convolutions by the model's own `fuse()`.
+        fuse: fold batch norms into convolutions by the detector's own `fuse()`.
     """
     import torch
 
+    @functools.cache
     def build(device: str) -> nn.Module:
         if device == "cpu":
             model = case.build().eval()
             if fuse:
-                model.fuse()  # type: ignore[operator]
+                model.fuse(verbose=False)  # type: ignore[operator]
             return model
         if not fuse:
-            try:
-                with torch.device("meta"):
-                    return case.build().eval()
-            except Exception:  # noqa: BLE001 - a builder that looks at its weights may raise anything
-                return on_meta(cached("cpu"))
-        return on_meta(cached("cpu"))
+            with contextlib.suppress(Exception), torch.device("meta"):
+                return case.build().eval()  # unless the builder looks at its weights
+        return on_meta(build("cpu"))
 
-    cached = functools.cache(build)
-    return cached
+    return build
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -251,7 +248,7 @@ def _tally(
 
     why = ""
     for device in ("meta", "cpu"):
-        model = build(device)
+        model = build(device).requires_grad_(False)
         if device == "meta":
             inputs = torch.empty_like(images, device="meta")
         elif images.is_meta:
@@ -479,9 +476,9 @@ def _convolution(func: Any, n: int, transposed: bool, args: Any, kwargs: Any) ->
 
     single = x.dim() == n + 1
     out = torch._convolution(
-        x[None] if single else x, weight, given.get("bias"), sides("stride", 1), sides("padding", 0),
-        sides("dilation", 1), transposed, sides("output_padding", 0), given.get("groups", 1),
-        False, False, False, False,
+        x[None] if single else x, weight, given.get("bias"), sides("stride", 1),
+        sides("padding", 0), sides("dilation", 1), transposed, sides("output_padding", 0),
+        given.get("groups", 1), False, False, False, False,
     )  # fmt: skip
     return out[0] if single else out
 

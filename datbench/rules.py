@@ -18,28 +18,31 @@ Shape = Sequence[int]
 NEGLIGIBLE = frozenset(
     f"aten::{name}"
     for name in """
-    _shape_as_tensor abs adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool2d add add_
-    addcmul alias alpha_dropout amax amin any arange argmax argmin argsort as_strided atan2
-    avg_pool1d avg_pool2d avg_pool3d bernoulli_ bitwise_and bitwise_or broadcast_tensors bucketize
-    ceil celu channel_shuffle clamp clamp_max clamp_min clone col2im conj constant_pad_nd copy_
-    cos cumprod cumsum diff div div_ dropout dropout_ elu elu_ embedding empty_like eq erf exp
-    expand_as fill_ flip floor floor_divide fmod frac frobenius_norm gather ge gelu gelu_ glu gt
-    hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ im2col index
-    index_add index_copy index_fill index_put index_select isinf isnan layout le leaky_relu
-    leaky_relu_ lerp linalg_norm linalg_vector_norm linspace log log1p log2 log_softmax logical_and
-    logical_not logical_or logit logsumexp lt masked_fill masked_fill_ masked_scatter max
-    max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean median meshgrid min
-    minimum mish mish_ mul mul_ nan_to_num native_dropout ne neg new_full new_ones new_zeros
-    nonzero norm normal_ numel one_hot ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod
-    rand rand_like randn randn_like randperm real reciprocal reflection_pad1d reflection_pad2d
-    reflection_pad3d relu6 relu6_ relu_ remainder repeat repeat_interleave replication_pad1d
-    replication_pad2d replication_pad3d resolve_conj resolve_neg rot90 round rrelu rsqrt rsub
-    scalar_tensor scatter scatter_ scatter_add searchsorted selu selu_ sigmoid sigmoid_ sign silu
-    silu_ sin softmax softmin softplus softshrink sort split_with_sizes_copy sqrt square squeeze_
-    stack std std_mean sub sub_ sum tan tanh tanh_ tensor_split threshold tile topk tril triu
-    true_divide type_as unflatten unfold unique_consecutive uniform_ unsafe_chunk unsafe_split
-    unsqueeze_ upsample_linear1d upsample_nearest1d upsample_nearest3d var var_mean where zero_
-    zeros_like
+    _shape_as_tensor abs acos adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool2d add add_
+    addcmul adjoint alias allclose alpha_dropout amax amin any arange argmax argmin argsort
+    as_strided asin atan atan2 atleast_2d avg_pool1d avg_pool2d avg_pool3d bernoulli_ bitwise_and
+    bitwise_or bitwise_xor broadcast_tensors bucketize ceil celu channel_shuffle clamp clamp_max
+    clamp_min clone col2im column_stack conj constant_pad_nd copy_ cos cosh count_nonzero cummax
+    cummin cumprod cumsum diff div div_ dropout dropout_ dstack elu elu_ embedding empty_like eq erf
+    erfinv exp expand_as expand_copy expm1 fill_ flip floor floor_divide fmax fmin fmod frac
+    frobenius_norm gather ge gelu gelu_ glu gt hardshrink hardsigmoid hardsigmoid_ hardswish
+    hardswish_ hardtanh hardtanh_ histc hstack hypot im2col imag index index_add index_copy
+    index_fill index_fill_ index_put index_select is_floating_point isclose isinf isnan layout le
+    leaky_relu leaky_relu_ lerp linalg_norm linalg_vector_norm linspace log log1p log2 log_softmax
+    logaddexp logcumsumexp logical_and logical_not logical_or logit logsumexp lt masked_fill
+    masked_fill_ masked_scatter max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum
+    mean median meshgrid min minimum mish mish_ moveaxis mul mul_ nan_to_num narrow_copy
+    native_dropout ne neg new_full new_ones new_zeros nonzero norm normal_ numel numpy_T one_hot
+    ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand rand_like randn randn_like
+    randperm real reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu6 relu6_ relu_
+    remainder repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d
+    reshape_as resolve_conj resolve_neg rot90 round rrelu rsqrt rsub scalar_tensor scatter scatter_
+    scatter_add searchsorted selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_ sin sinc sinh
+    softmax softmin softplus softshrink sort split_with_sizes_copy sqrt square squeeze_ stack std
+    std_mean sub sub_ sum swapaxes tan tanh tanh_ tensor_split threshold tile topk tril triu
+    true_divide type_as unflatten unfold uniform_ unique_consecutive unsafe_chunk unsafe_split
+    unsqueeze_ upsample_linear1d upsample_nearest1d upsample_nearest3d var var_mean view_as
+    view_as_complex view_as_real vstack where zero_ zeros_like
     """.split()
 )
 

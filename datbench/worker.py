@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from datbench.counters import Count, built_from, count
 from datbench.device import open_device
 from datbench.metrics import METRICS
 from datbench.metrics.latency import Warmup, time_slot, warm_up
@@ -93,6 +94,12 @@ class Answers:
         """Return everything that is not timed."""
         specs = sorted(METRICS.values(), key=lambda spec: spec.order)
         return [found for spec in specs for found in spec.load()(self._trial)]
+
+    def count(self, fuse: bool) -> Count:
+        """Count multiply-adds of a model that need not be built; works before `build`."""
+        work = self._case.workload
+        images = torch.empty(work.batch_size, *work.input_shape, device="meta")
+        return count(built_from(self._case, fuse=fuse), images)
 
     def warm_up(self, most_s: float) -> Warmup:
         """Run until the times are steady, but not for longer than `most_s` seconds."""

@@ -59,16 +59,22 @@ def external_spec(name: str) -> ModelSpec:
     return _source_spec(name, found, what, functools.partial(importlib.import_module, where))
 
 
-@functools.cache
 def names(library: str) -> list[str]:
-    """Names of the models of timm or torchvision, from its source."""
+    """Names of the models of timm or torchvision."""
+    return sorted(families(library))
+
+
+@functools.cache
+def families(library: str) -> dict[str, str]:
+    """Names of the models of timm or torchvision, from its source, and the files they are in."""
     found = importlib.util.find_spec(library)
     if found is None or not found.submodule_search_locations:
         raise ZooError(f"{library} is not installed; pip install {library}")
-    marked: list[tuple[str, str]] = []
-    for path in (Path(found.submodule_search_locations[0]) / "models").rglob("*.py"):
-        marked += _MARKED.findall(path.read_text(encoding="utf-8"))
-    return sorted(given or function for given, function in marked)
+    files = {}
+    for path in sorted((Path(found.submodule_search_locations[0]) / "models").rglob("*.py")):
+        for given, function in _MARKED.findall(path.read_text(encoding="utf-8")):
+            files[given or function] = path.stem
+    return files
 
 
 def load_file(path: Path) -> Any:

@@ -28,6 +28,8 @@ class ModelSpec(Spec):
         published_macs: multiply-adds for one image of `img_size`, as published.
         published_top1: ImageNet-1k top-1 accuracy in percent, as published.
         published_source: where the published figures stand.
+        published_fused: whether the published multiply-adds are those of the network with its
+            batch norms folded into the convolutions, by its own `fuse()`.
     """
 
     family: str = "external"
@@ -42,6 +44,7 @@ class ModelSpec(Spec):
     published_macs: float | None = None
     published_top1: float | None = None
     published_source: str = ""
+    published_fused: bool = False
 
     @property
     def takes_blocks(self) -> bool:

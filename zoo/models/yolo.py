@@ -20,6 +20,7 @@ from zoo.spec import model
     published_params=3.2e6,
     published_macs=4.35e9,
     published_source="ultralytics docs: 8.7 GFLOPs of the fused model, two to a multiply-add",
+    published_fused=True,
 )
 def yolov8n(*, num_classes: int = 80) -> nn.Module:
     """YOLOv8 nano."""
@@ -36,6 +37,7 @@ def yolov8n(*, num_classes: int = 80) -> nn.Module:
     published_params=11.2e6,
     published_macs=14.3e9,
     published_source="ultralytics docs: 28.6 GFLOPs of the fused model, two to a multiply-add",
+    published_fused=True,
 )
 def yolov8s(*, num_classes: int = 80) -> nn.Module:
     """YOLOv8 small."""
@@ -52,6 +54,7 @@ def yolov8s(*, num_classes: int = 80) -> nn.Module:
     published_params=25.9e6,
     published_macs=39.45e9,
     published_source="ultralytics docs: 78.9 GFLOPs of the fused model, two to a multiply-add",
+    published_fused=True,
 )
 def yolov8m(*, num_classes: int = 80) -> nn.Module:
     """YOLOv8 medium."""
@@ -68,6 +71,7 @@ def yolov8m(*, num_classes: int = 80) -> nn.Module:
     published_params=43.7e6,
     published_macs=82.6e9,
     published_source="ultralytics docs: 165.2 GFLOPs of the fused model, two to a multiply-add",
+    published_fused=True,
 )
 def yolov8l(*, num_classes: int = 80) -> nn.Module:
     """YOLOv8 large."""
@@ -84,6 +88,7 @@ def yolov8l(*, num_classes: int = 80) -> nn.Module:
     published_params=68.2e6,
     published_macs=128.9e9,
     published_source="ultralytics docs: 257.8 GFLOPs of the fused model, two to a multiply-add",
+    published_fused=True,
 )
 def yolov8x(*, num_classes: int = 80) -> nn.Module:
     """YOLOv8 extra large."""
@@ -101,6 +106,7 @@ def yolov8x(*, num_classes: int = 80) -> nn.Module:
     published_params=2.3e6,
     published_macs=3.35e9,
     published_source="YOLOv10 paper: 6.7 GFLOPs, without the head for training alone",
+    published_fused=True,
 )
 def yolov10n(*, num_classes: int = 80) -> nn.Module:
     """YOLOv10 nano."""
@@ -117,6 +123,7 @@ def yolov10n(*, num_classes: int = 80) -> nn.Module:
     published_params=7.2e6,
     published_macs=10.8e9,
     published_source="YOLOv10 paper: 21.6 GFLOPs, without the head for training alone",
+    published_fused=True,
 )
 def yolov10s(*, num_classes: int = 80) -> nn.Module:
     """YOLOv10 small."""
@@ -133,6 +140,7 @@ def yolov10s(*, num_classes: int = 80) -> nn.Module:
     published_params=15.4e6,
     published_macs=29.55e9,
     published_source="YOLOv10 paper: 59.1 GFLOPs, without the head for training alone",
+    published_fused=True,
 )
 def yolov10m(*, num_classes: int = 80) -> nn.Module:
     """YOLOv10 medium."""
@@ -149,6 +157,7 @@ def yolov10m(*, num_classes: int = 80) -> nn.Module:
     published_params=19.1e6,
     published_macs=46e9,
     published_source="YOLOv10 paper: 92.0 GFLOPs, without the head for training alone",
+    published_fused=True,
 )
 def yolov10b(*, num_classes: int = 80) -> nn.Module:
     """YOLOv10 balanced."""
@@ -165,6 +174,7 @@ def yolov10b(*, num_classes: int = 80) -> nn.Module:
     published_params=24.4e6,
     published_macs=60.15e9,
     published_source="YOLOv10 paper: 120.3 GFLOPs, without the head for training alone",
+    published_fused=True,
 )
 def yolov10l(*, num_classes: int = 80) -> nn.Module:
     """YOLOv10 large."""
@@ -181,6 +191,7 @@ def yolov10l(*, num_classes: int = 80) -> nn.Module:
     published_params=29.5e6,
     published_macs=80.2e9,
     published_source="YOLOv10 paper: 160.4 GFLOPs, without the head for training alone",
+    published_fused=True,
 )
 def yolov10x(*, num_classes: int = 80) -> nn.Module:
     """YOLOv10 extra large."""
