@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import fnmatch
-import io
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,17 +55,6 @@ def facts(name: str) -> dict[str, Any]:
         "source": named.source,
         "published_source": of_the_plain_model.get("published_source"),
     }
-
-
-def render(found: Sequence[dict[str, Any]], form: str) -> str:
-    """Write rows as "csv" or "json"."""
-    if form == "json":
-        return json.dumps(found, indent=2) + "\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, found[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return text.getvalue()
 
 
 def show(found: Sequence[dict[str, Any]]) -> RenderableType:

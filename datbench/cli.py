@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 from click.shell_completion import CompletionItem
@@ -15,7 +16,8 @@ from click.shell_completion import CompletionItem
 from datbench import catalogue
 from datbench.api import choose_protocol, prepare, profile_protocol
 from datbench.errors import UserError
-from datbench.plan import add_plugins
+from datbench.plan import add_plugins, make_plan
+from datbench.rows import as_text
 from zoo import ZooError, detector_yaml, list_blocks
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from datbench.schedule import Protocol
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+T = TypeVar("T")
 
 
 class OneLine(click.RichGroup):
@@ -218,18 +221,47 @@ def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
     if form == "table":
         _stdout().print(catalogue.show(rows))
     else:
-        click.echo(catalogue.render(rows, form), nl=False)
+        click.echo(as_text(rows, form), nl=False)
 
 
 @cli.command(cls=Variadic)
 @click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
+@click.option("--by-module", is_flag=True, help="Count each module instead, as a tree.")
+@click.option("--by-op", is_flag=True, help="Count each operator instead.")
+@click.option(
+    "--depth",
+    type=click.IntRange(1),
+    help="Levels of the tree; 2 by default, all of them in csv and json.",
+)
+@click.option("--time-modules", is_flag=True, help="Time each module too, with --by-module.")
 @WORKLOAD
 @OUTPUT
 @RESULTS
 @FORMAT
-def profile(models: tuple[str, ...], rigorous: bool, budget: float | None, **options: Any) -> None:
-    """Measure each of MODELS for itself."""
-    _measure("profile", models, profile_protocol(rigorous, budget), **options)
+def profile(
+    models: tuple[str, ...],
+    by_module: bool,
+    by_op: bool,
+    depth: int | None,
+    time_modules: bool,
+    **options: Any,
+) -> None:
+    """Measure each of MODELS for itself, or count the parts of each.
+
+    --by-module and --by-op count without running the model; they need no device.
+    """
+    if (depth or time_modules) and not by_module:
+        raise UserError("--depth and --time-modules go with --by-module; add it")
+    if by_module and by_op:
+        raise UserError("--by-module and --by-op exclude each other; give one of them")
+    rigorous, budget = options.pop("rigorous"), options.pop("budget")
+    if not by_module and not by_op:
+        _measure("profile", models, profile_protocol(rigorous, budget), **options)
+        return
+    if rigorous or budget is not None:
+        raise UserError("--rigorous and --budget are for measuring; leave them out of a count")
+    del options["results"]
+    _break_down(models, by_op, depth, time_modules, **options)
 
 
 @cli.command(cls=Variadic)
@@ -281,6 +313,45 @@ def export_report(
     _write(records, outputs)
 
 
+@cli.command()
+@click.argument("pattern", default="*")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE.csv",
+    help="Figures to compare with: columns model, img_size, gmacs; bare names may be timm's.",
+)
+@click.option("--sample", "number", type=click.IntRange(1), help="Check so many, of all families.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@FORMAT
+def verify(pattern: str, against: Path | None, number: int | None, seed: int, form: str) -> None:
+    """Compare our multiply-adds with published ones, for the models that match PATTERN.
+
+    Exit status 1 if one of them is off by more than 1 % and by more than its rounding.
+    """
+    from datbench import verify as verifying
+
+    if against is None:
+        claims = verifying.claims_of_the_zoo(pattern)
+    else:
+        claims = verifying.claims_of_file(against)
+        claims = [claim for claim in claims if fnmatch.fnmatchcase(claim.model, pattern)]
+        if not claims:
+            raise UserError(f"no model in {against} matches {pattern!r}")
+    if number is not None:
+        claims = verifying.sample(claims, number, seed)
+    with _progress() as progress:
+        checks, interrupted = _until_interrupted(verifying.verify(claims, progress))
+    if form == "table":
+        _stdout().print(verifying.show(checks))
+    else:
+        click.echo(as_text([check.row() for check in checks], form), nl=False)
+    if interrupted:
+        sys.exit(INTERRUPTED)
+    if not all(check.agrees for check in checks):
+        sys.exit(FAILED)
+
+
 @cli.command("yolo-yaml")
 @click.argument("model", shell_complete=complete_model)
 @PLUGIN
@@ -328,6 +399,61 @@ def _measure(
         sys.exit(INTERRUPTED)
     if any(record.error for record in records):
         sys.exit(FAILED)
+
+
+def _break_down(
+    models: Sequence[str],
+    by_op: bool,
+    depth: int | None,
+    time_modules: bool,
+    *,
+    outputs: Sequence[Path],
+    form: str,
+    **options: Any,
+) -> None:
+    """Count the parts of each model, show and write; exit with 1 if a model failed."""
+    from datbench import breakdown
+    from datbench.reports import check_output, write_text
+
+    for output in outputs:
+        check_output(output, among=("csv", "json", "txt"))
+    plan = make_plan(models, command="profile", **options)
+    timed_depth = depth or (breakdown.DEPTH if form == "table" else None)
+    with _progress() as progress:
+        found, interrupted = _until_interrupted(
+            breakdown.break_down(
+                plan, depth=timed_depth, time_modules=time_modules, progress=progress
+            )
+        )
+    if form == "table":
+        for part in found:
+            _stdout().print(breakdown.show(part, by_op=by_op, depth=depth))
+    else:
+        click.echo(breakdown.render(found, form, by_op=by_op, depth=depth), nl=False)
+    for output in outputs:
+        text = breakdown.render(found, output.suffix[1:], by_op=by_op, depth=depth)
+        write_text(text, output)
+        click.echo(f"Wrote {output}", err=True)
+    for part in found:
+        if part.error:
+            click.echo(f"Error: {part.case.label} failed: {part.error}", err=True)
+    if interrupted:
+        sys.exit(INTERRUPTED)
+    if any(part.error for part in found):
+        sys.exit(FAILED)
+
+
+def _until_interrupted(results: Iterator[T]) -> tuple[list[T], bool]:
+    """Take results as they come; Ctrl-C ends it, and is an error only before the first."""
+    found: list[T] = []
+    try:
+        for result in results:
+            found.append(result)
+    except KeyboardInterrupt:
+        if not found:
+            raise click.Abort from None
+        return found, True
+    return found, False
 
 
 @contextlib.contextmanager

@@ -46,6 +46,12 @@ class Device(Protocol):
     def time(self, step: Step, iterations: int) -> Timing:
         """Run `step` so often, timing each run."""
 
+    def mark(self) -> Any:
+        """Note the time at this point of the device's work."""
+
+    def between(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
+        """Milliseconds between pairs of marks, once the device has come that far."""
+
     def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
         """Run `step` once and measure the memory that it needs beside what is resident."""
 
@@ -117,6 +123,14 @@ class CpuDevice:
             stamps.append(clock())
         return Timing([(b - a) / 1e6 for a, b in itertools.pairwise(stamps)])
 
+    def mark(self) -> int:
+        """Read the monotonic clock."""
+        return time.perf_counter_ns()
+
+    def between(self, marks: Sequence[tuple[int, int]]) -> list[float]:
+        """Take the differences."""
+        return [(end - start) / 1e6 for start, end in marks]
+
     def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
         """Measure the peak of live tensor bytes by the allocator's events, and peak RSS.
 
@@ -166,6 +180,17 @@ class CudaDevice:
             [start.elapsed_time(end) for start, end in events],
             [(b - a) / 1e6 for a, b in itertools.pairwise(stamps)],
         )
+
+    def mark(self) -> Any:
+        """Record an event."""
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
+        """Synchronise, and read the events."""
+        self._torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in marks]
 
     def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
         """Read the caching allocator's peaks over one step, and the driver's figure for us."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import decimal
-import io
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from datbench.errors import UserError
 from datbench.plan import Case, make_plan
 from datbench.pool import Pool, WorkerFault
-from datbench.reports.csv import inert
 from datbench.schedule import DEFAULT
 from zoo import ZooError, external, list_models
 from zoo.names import parse_name
@@ -216,18 +213,6 @@ def _rounding(gmacs: str) -> float:
     """Half a unit in the last place of a figure, in multiply-adds."""
     exponent = decimal.Decimal(gmacs).as_tuple().exponent
     return 0.5 * 10.0 ** int(exponent) * 1e9
-
-
-def render(checks: Sequence[Check], form: str) -> str:
-    """Write checks as "csv" or "json"."""
-    rows = [check.row() for check in checks]
-    if form == "json":
-        return json.dumps(rows, indent=2) + "\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: inert(v) for k, v in row.items()} for row in rows)
-    return text.getvalue()
 
 
 def show(checks: Sequence[Check]) -> RenderableType:

@@ -19,7 +19,7 @@ import torch
 from datbench.counters import Count, built_from, count
 from datbench.device import open_device
 from datbench.metrics import METRICS
-from datbench.metrics.latency import Warmup, time_slot, warm_up
+from datbench.metrics.latency import ModuleTimes, Warmup, time_modules, time_slot, warm_up
 from datbench.plan import Case
 from datbench.records import Measurement
 from datbench.trial import BadOutput, Trial, build_trial
@@ -100,6 +100,10 @@ class Answers:
         work = self._case.workload
         images = torch.empty(work.batch_size, *work.input_shape, device="meta")
         return count(built_from(self._case, fuse=fuse), images)
+
+    def module_times(self, depth: int | None) -> ModuleTimes:
+        """Time each module of the trial."""
+        return time_modules(self._trial, depth)
 
     def warm_up(self, most_s: float) -> Warmup:
         """Run until the times are steady, but not for longer than `most_s` seconds."""

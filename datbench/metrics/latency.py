@@ -4,15 +4,20 @@ Iterations come in slots, after an untimed one that absorbs what another process
 caches. `latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99
 need 29, 59 and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median`
 (CUDA) is how long launching took; where that is longer than the work the row is `host_bound`.
+
+`time_modules` marks the time before and after each module. That costs time itself, and keeps
+TransformerEncoderLayer off its fast path: steps with and without marks take turns, and the
+ratio is told.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datbench.records import Measurement
 from datbench.stats import PERCENTILE_SAMPLES, latency_interval, percentile
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
 
 WARMUP_S, WARMUP_MOST_S = 1.0, 20.0  # seconds, at least and at most
 STEADY = 0.03  # relative difference between the medians of the last and the previous runs
+MODULE_STEPS, MODULE_S = (10, 200), 5.0  # steps with marks, at least and at most; seconds
 NOISY = 0.10  # width of the interval relative to the median
 
 
@@ -72,6 +78,64 @@ def time_slot(trial: Trial, iterations: int) -> Timing:
     """Time consecutive iterations after an untimed one."""
     trial.step()
     return trial.device.time(trial.step, iterations)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleTimes:
+    """How long each module takes in a step.
+
+    Args:
+        latency_ms: median by name, submodules included, "" for the whole model.
+        overhead: of the marks, as a fraction of the step without them.
+        steps: with marks.
+    """
+
+    latency_ms: dict[str, float]
+    overhead: float
+    steps: int
+
+
+def time_modules(trial: Trial, depth: int | None = None) -> ModuleTimes:
+    """Time each module down to a depth, the calls of a step together."""
+    warm_up(trial)
+    device = trial.device
+    plain: list[float] = []
+    marked: dict[str, list[float]] = collections.defaultdict(list)
+    start = time.monotonic()
+    while len(plain) < MODULE_STEPS[0] or (
+        time.monotonic() - start < MODULE_S and len(plain) < MODULE_STEPS[1]
+    ):
+        plain += device.time(trial.step, 1).latency_ms
+        for name, latency_ms in _step_with_marks(trial, depth).items():
+            marked[name].append(latency_ms)
+    medians = {name: statistics.median(times) for name, times in marked.items()}
+    return ModuleTimes(medians, medians[""] / statistics.median(plain) - 1, len(plain))
+
+
+def _step_with_marks(trial: Trial, depth: int | None) -> dict[str, float]:
+    device = trial.device
+    calls: dict[str, list[tuple[Any, Any]]] = collections.defaultdict(list)
+    hooks = []
+    for name, module in trial.model.named_modules():
+        if depth is None or len(name.split(".")) <= depth:
+            opened: list[Any] = []
+
+            def before(*_: Any, opened: list[Any] = opened) -> None:
+                opened.append(device.mark())
+
+            def after(*_: Any, opened: list[Any] = opened, name: str = name) -> None:
+                calls[name].append((opened.pop(), device.mark()))
+
+            hooks += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
+    try:
+        trial.step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: sum(device.between(marks)) for name, marks in calls.items()}
 
 
 def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measurement]:

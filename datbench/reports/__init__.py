@@ -28,15 +28,19 @@ def render(records: Sequence[Record], suffix: str) -> str:
     return REPORTS[suffix].load()(records)
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, among: Sequence[str] | None = None) -> None:
     """Refuse a report that could not be written, before anything is measured.
 
+    Args:
+        path: where it is to go.
+        among: formats that there are; those of all reports by default.
     Raises:
         UserError: the suffix is unknown or the folder cannot be written to.
     """
     suffix = path.suffix.removeprefix(".")
-    if suffix not in REPORTS:
-        known = ", ".join(f".{name}" for name in REPORTS)
+    formats = among or list(REPORTS)
+    if suffix not in formats:
+        known = ", ".join(f".{name}" for name in formats)
         raise UserError(f"output {path} has no known format; end it in one of: {known}")
     if path.is_dir():
         raise UserError(f"output {path} is a folder; give a file")
@@ -50,12 +54,20 @@ def check_output(path: Path) -> None:
 
 
 def write(records: Sequence[Record], path: Path) -> None:
-    """Write a report; the file is there whole or not at all.
+    """Write a report, its format by suffix.
 
     Raises:
         UserError: it cannot be written.
     """
-    text = render(records, path.suffix.removeprefix("."))
+    write_text(render(records, path.suffix.removeprefix(".")), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file; it is there whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8", newline="")

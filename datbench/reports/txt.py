@@ -21,8 +21,13 @@ ROOMY = 100  # columns from which a comparison stands on one line, beside publis
 @report("txt")
 def txt(records: Sequence[Record]) -> str:
     """Plain text, the table that the terminal shows."""
+    return plain_text(show(records))
+
+
+def plain_text(*parts: RenderableType) -> str:
+    """Render for a file: no colours, a fixed width, no spaces at the ends of lines."""
     file = io.StringIO()
-    Console(file=file, width=WIDTH, no_color=True).print(show(records))
+    Console(file=file, width=WIDTH, no_color=True).print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
