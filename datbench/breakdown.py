@@ -81,7 +81,8 @@ def break_down(
 
     Nothing is run to be counted, unless the model needs data; timing runs it on its device.
     """
-    with Pool(plan.protocol.timeout_s) as pool:
+    modules = {module for case in plan.cases for module in case.modules}
+    with Pool(plan.protocol.timeout_s, sorted(modules)) as pool:
         for number, case in enumerate(plan.cases):
             progress(f"{case.label}: by its parts", number / len(plan.cases))
             worker = pool.start(case)

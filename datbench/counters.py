@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from datbench.rules import DISPATCHED, NEGLIGIBLE, NOT_PRODUCTS, TRACED, attention
+from datbench.trial import tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from datbench.plan import Case
 
+# What counting imports sooner or later; a second, where nothing has imported it before.
+IMPORTS = ("fvcore.nn", "torch.nn.attention.flex_attention", "torch._dynamo")
 DISAGREE = 0.02  # of the larger count
 NAMED = 5  # modules in a note
 FEW = 16  # elements of a tensor that keeps its values
@@ -248,7 +251,7 @@ def _tally(
 
     why = ""
     for device in ("meta", "cpu"):
-        model = build(device).requires_grad_(False)
+        model = _plainly_run(build(device))
         if device == "meta":
             inputs = torch.empty_like(images, device="meta")
         elif images.is_meta:
@@ -265,6 +268,19 @@ def _tally(
             lines = str(error).strip().splitlines() or [""]
             why = f"{type(error).__name__}: {lines[0]}"
     return None, why
+
+
+def _plainly_run(model: nn.Module) -> nn.Module:
+    """Take torch.compile off what the modules hold, and gradients off the parameters.
+
+    A function that torch.compile made refuses to be traced, and torch's counter trips over
+    parameters that are handed to modules.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if plain := getattr(value, "_torchdynamo_orig_callable", None):
+                object.__setattr__(module, name, plain)
+    return model.requires_grad_(False)
 
 
 def traced(model: nn.Module, images: torch.Tensor) -> Tally:
@@ -285,8 +301,12 @@ def traced(model: nn.Module, images: torch.Tensor) -> Tally:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
     analysis.set_op_handle(**{kind: _tallied(kind, handle) for kind, handle in handles.items()})
-    with _convolutions_traced() if images.is_meta else contextlib.nullcontext():
-        found = analysis.by_module_and_operator()
+    flatten = model.register_forward_hook(lambda *call: tuple(tensors_of(call[-1])))
+    try:
+        with _convolutions_traced() if images.is_meta else contextlib.nullcontext():
+            found = analysis.by_module_and_operator()
+    finally:
+        flatten.remove()
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     by_module = {name: found[analysis.canonical_module_name(name)] for name in names}
     return Tally(len(images), by_module, Counter(analysis.unsupported_ops()))
@@ -385,36 +405,40 @@ def _countable() -> Iterator[None]:
     """Let nothing run that the counters cannot look into, and set all back as it was.
 
     The fast paths of MultiheadAttention and TransformerEncoderLayer are off, what torch.compile
-    made runs as it is written, and flex attention becomes fused attention of the same shapes.
+    made runs as it is written, and flex attention becomes fused attention of the same shapes. Its
+    code is swapped, not its name, because models and torch.compile hold the function itself.
     """
     import torch
-    from torch.nn.attention import flex_attention as flex
+    from torch.nn.attention.flex_attention import flex_attention
 
-    def as_fused(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-        grouped = query.shape[1] != key.shape[1]
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, enable_gqa=grouped
-        )
-        row = query.new_zeros(query.shape[:-1])
-        return out, row, row
-
-    stand_ins = {
-        "flex_attention_hop": as_fused,
-        "_validate_device": lambda *_: None,
-        "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
-    }
-    before = {name: getattr(flex, name) for name in stand_ins if hasattr(flex, name)}
-    enabled = torch.backends.mha.get_fastpath_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    flexible = (flex_attention.__code__, flex_attention.__defaults__, flex_attention.__kwdefaults__)
     torch.backends.mha.set_fastpath_enabled(False)
-    for name in before:
-        setattr(flex, name, stand_ins[name])
+    _swap(flex_attention, _fused.__code__, _fused.__defaults__, _fused.__kwdefaults__)
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-        for name, value in before.items():
-            setattr(flex, name, value)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _swap(flex_attention, *flexible)
+
+
+def _swap(function: Any, code: Any, defaults: Any, kwdefaults: Any) -> None:
+    function.__code__ = code
+    function.__defaults__, function.__kwdefaults__ = defaults, kwdefaults
+
+
+def _fused(query: Any, key: Any, value: Any, *_: Any, **options: Any) -> Any:
+    """Stand in for flex attention, whatever its scores are; it runs among the names of torch."""
+    from torch.nn.attention import flex_attention as flex
+    from torch.nn.functional import scaled_dot_product_attention
+
+    grouped = bool(query.shape[1] != key.shape[1])
+    out = scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
+    row = query.new_zeros(query.shape[:-1])
+    if options.get("return_aux") is not None:
+        return out, flex.AuxOutput(lse=row, max_scores=row)
+    return (out, row) if options.get("return_lse") else out
 
 
 @contextlib.contextmanager
@@ -539,15 +563,7 @@ def _product_and_sum(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 def _shape_of(output: Any) -> str:
     """Write the shapes in an output: 1x64x20x20, several with commas."""
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        return "x".join(map(str, output.shape))
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return ", ".join(filter(None, map(_shape_of, output)))
-    return ""
+    return ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_of(output))
 
 
 def _module_rows(

@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from datbench.counters import IMPORTS as COUNTING
 from datbench.plan import Case
 
 # The workers' environment: no messages of libraries in between, no look at the network.
@@ -90,7 +91,7 @@ class Pool:
 
     def __init__(self, timeout_s: float, modules: Sequence[str] = ()) -> None:
         self._timeout_s = timeout_s
-        self._modules = ["datbench.worker", *modules]
+        self._modules = ["datbench.worker", *COUNTING, *modules]
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context(
             "forkserver" if "forkserver" in methods else "spawn"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from datbench.device import Device, open_device
@@ -77,7 +77,7 @@ def check_output(output: Any) -> None:
     Raises:
         BadOutput: says what it holds instead.
     """
-    tensors = list(_tensors(output))
+    tensors = list(tensors_of(output))
     if not tensors:
         raise BadOutput(f"the model returned {type(output).__name__} without a tensor")
     for tensor in tensors:
@@ -85,17 +85,20 @@ def check_output(output: Any) -> None:
             raise BadOutput(f"the output {tuple(tensor.shape)} holds NaN or infinity")
 
 
-def _tensors(output: Any) -> Any:
+def tensors_of(output: Any) -> Iterator[torch.Tensor]:
+    """Tensors in an output: itself, or inside lists, dictionaries and dataclasses."""
     import torch
 
     if torch.is_tensor(output):
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
+            yield from tensors_of(value)
+    elif isinstance(output, list | tuple):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_of(value)
+    elif dataclasses.is_dataclass(output):
+        yield from tensors_of(vars(output))
 
 
 def _autocast(device: Device, dtype: torch.dtype, on: bool) -> Any:

@@ -173,28 +173,33 @@ def verify(
     claims: Sequence[Claim], progress: Callable[[str, float], None] = lambda _, __: None
 ) -> Iterator[Check]:
     """Count each model, in a process of its own; what fails is a check with `error`."""
-    with Pool(DEFAULT.timeout_s) as pool:
-        for number, claim in enumerate(claims):
+    cases = [_case(claim) for claim in claims]
+    modules = {module for case in cases if isinstance(case, Case) for module in case.modules}
+    with Pool(DEFAULT.timeout_s, sorted(modules)) as pool:
+        for number, (claim, case) in enumerate(zip(claims, cases, strict=True)):
             progress(claim.model, number / len(claims))
-            try:
-                yield _check(pool, claim)
-            except (ZooError, UserError, WorkerFault) as error:
-                yield Check(claim, error=str(error))
+            yield _check(pool, claim, case) if isinstance(case, Case) else Check(claim, error=case)
 
 
-def _check(pool: Pool, claim: Claim) -> Check:
-    worker = pool.start(_case(claim))
+def _case(claim: Claim) -> Case | str:
+    """What to count, or why there is nothing to count."""
+    name = claim.model if _ours(claim.model) else f"timm:{claim.model}"
+    try:
+        plan = make_plan([name], img_size=claim.img_size, device="cpu", image="noise")
+    except (ZooError, UserError) as error:
+        return str(error)
+    return plan.cases[0]
+
+
+def _check(pool: Pool, claim: Claim, case: Case) -> Check:
+    worker = pool.start(case)
     try:
         found = worker.ask("count", fuse=claim.fused)
+    except WorkerFault as fault:
+        return Check(claim, error=str(fault))
     finally:
         worker.stop()
     return Check(claim, found.macs, found.doubts)
-
-
-def _case(claim: Claim) -> Case:
-    name = claim.model if _ours(claim.model) else f"timm:{claim.model}"
-    plan = make_plan([name], img_size=claim.img_size, device="cpu", image="noise")
-    return plan.cases[0]
 
 
 def _ours(model: str) -> bool:
