@@ -301,7 +301,7 @@ def traced(model: nn.Module, images: torch.Tensor) -> Tally:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
     analysis.set_op_handle(**{kind: _tallied(kind, handle) for kind, handle in handles.items()})
-    flatten = model.register_forward_hook(lambda *call: tuple(tensors_of(call[-1])))
+    flatten = model.register_forward_hook(_flat)  # the tracer takes tensors and tuples of them
     try:
         with _convolutions_traced() if images.is_meta else contextlib.nullcontext():
             found = analysis.by_module_and_operator()
@@ -310,6 +310,12 @@ def traced(model: nn.Module, images: torch.Tensor) -> Tally:
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     by_module = {name: found[analysis.canonical_module_name(name)] for name in names}
     return Tally(len(images), by_module, Counter(analysis.unsupported_ops()))
+
+
+def _flat(_: nn.Module, __: Any, output: Any) -> Any:
+    import torch
+
+    return output if isinstance(output, torch.Tensor) else tuple(tensors_of(output)) or output
 
 
 def dispatched(model: nn.Module, images: torch.Tensor) -> Tally:
@@ -332,6 +338,12 @@ def dispatched(model: nn.Module, images: torch.Tensor) -> Tally:
         if name != root:  # it stands under "Global" too
             path = "" if name == "Global" else name.removeprefix(f"{root}.")
             by_module[path] = Counter({("macs", _named(op)): n // 2 for op, n in found.items()})
+    for name, module in reversed(list(model.named_modules())):
+        if name not in by_module:  # a list of modules is not called, only what it holds
+            inside = (f"{name}.{child}" for child, _ in module.named_children())
+            by_module[name] = sum(
+                (by_module[path] for path in inside if path in by_module), Counter()
+            )
     tally.found = by_module
     return tally
 
