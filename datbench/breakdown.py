@@ -57,7 +57,7 @@ class Breakdown:
     @property
     def notes(self) -> list[str]:
         """What must be said under the table."""
-        if self.count is None:
+        if self.count is None or self.error:
             return [f"{self.case.label} failed: {self.error}"]
         notes = [f"{self.case.label}: {doubt}" for doubt in self.count.doubts]
         if self.times:
@@ -93,7 +93,8 @@ def break_down(
                 if time_modules:
                     worker.ask("build")
                     times = worker.ask("module_times", depth=depth)
-                yield Breakdown(case, count, times, environment)
+                failed = "; ".join(count.doubts) if count.macs is None else ""
+                yield Breakdown(case, count, times, environment, failed)
             except WorkerFault as fault:
                 yield Breakdown(case, error=str(fault))
             finally:

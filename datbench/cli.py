@@ -435,7 +435,7 @@ def _break_down(
         write_text(text, output)
         click.echo(f"Wrote {output}", err=True)
     for part in found:
-        if part.error:
+        if part.error and form != "table":
             click.echo(f"Error: {part.case.label} failed: {part.error}", err=True)
     if interrupted:
         sys.exit(INTERRUPTED)

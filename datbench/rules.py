@@ -25,29 +25,31 @@ NEGLIGIBLE = frozenset(
     broadcast_tensors bucketize cartesian_prod ceil ceil_ celu channel_shuffle clamp clamp_max
     clamp_max_ clamp_min clamp_min_ clone col2im column_stack conj constant_pad_nd copy_ cos cos_
     cosh count_nonzero cummax cummin cumprod cumsum diag diag_embed diagonal diagonal_copy diff div
-    div_ dropout dropout_ dsplit dstack elu elu_ embedding empty_like eq erf erfinv exp exp_
-    expand_as expand_copy expm1 fill_ flip floor floor_ floor_divide fmax fmin fmod frac
-    frobenius_norm gather ge gelu gelu_ glu gt hardshrink hardsigmoid hardsigmoid_ hardswish
-    hardswish_ hardtanh hardtanh_ histc hsplit hstack hypot im2col imag index index_add index_add_
-    index_copy index_copy_ index_fill index_fill_ index_put index_select is_floating_point isclose
-    isinf isnan layout le leaky_relu leaky_relu_ lerp lift_fresh linalg_norm linalg_vector_norm
-    linspace log log1p log2 log_ log_softmax logaddexp logcumsumexp logical_and logical_not
-    logical_or logit logsumexp lt mH mT masked_fill masked_fill_ masked_scatter masked_select
-    matrix_H max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean median
-    meshgrid min minimum mish mish_ moveaxis movedim mul mul_ nan_to_num narrow_copy native_dropout
-    ne neg neg_ new_full new_ones new_zeros nonzero norm normal_ numel numpy_T one_hot ones_like pad
-    permute_copy pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand rand_like randn randn_like
-    randperm ravel real reciprocal reciprocal_ reflection_pad1d reflection_pad2d reflection_pad3d
-    relu6 relu6_ relu_ remainder repeat repeat_interleave replication_pad1d replication_pad2d
-    replication_pad3d reshape_as resolve_conj resolve_neg rot90 round round_ rrelu rsqrt rsqrt_ rsub
-    scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_
-    searchsorted select_copy selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_ sin sin_ sinc
-    sinh slice_copy softmax softmin softplus softshrink sort split_with_sizes_copy sqrt sqrt_ square
-    squeeze_ squeeze_copy stack std std_mean sub sub_ sum swapaxes swapdims take take_along_dim tan
-    tanh tanh_ tensor_split threshold tile topk transpose_copy tril triu true_divide trunc trunc_
-    type_as unbind_copy unflatten unfold unfold_copy uniform_ unique_consecutive unsafe_chunk
-    unsafe_split unsqueeze_ upsample_linear1d upsample_nearest1d upsample_nearest3d var var_mean
-    view_as view_as_complex view_as_real view_copy vsplit vstack where zero_ zeros_like
+    div_ dropout dropout_ dsplit dstack elu elu_ embedding empty empty_like empty_permuted
+    empty_strided eq erf erfinv exp exp_ expand_as expand_copy expm1 eye fill fill_ flip floor
+    floor_ floor_divide fmax fmin fmod frac frobenius_norm full gather ge gelu gelu_ glu gt
+    hann_window hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ histc
+    hsplit hstack hypot im2col imag index index_add index_add_ index_copy index_copy_ index_fill
+    index_fill_ index_put index_select is_floating_point isclose isinf isnan layout le leaky_relu
+    leaky_relu_ lerp lift_fresh linalg_norm linalg_vector_norm linspace log log1p log2 log_
+    log_softmax logaddexp logcumsumexp logical_and logical_not logical_or logit logspace logsumexp
+    lt mH mT masked_fill masked_fill_ masked_scatter masked_select matrix_H max max_pool1d
+    max_pool2d max_pool2d_with_indices max_pool3d maximum mean median meshgrid min minimum mish
+    mish_ moveaxis movedim mul mul_ nan_to_num narrow_copy native_dropout ne neg neg_
+    new_empty_strided new_full new_ones new_zeros nonzero norm normal_ numel numpy_T one_hot
+    ones_like pad permute_copy pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand rand_like
+    randn randn_like randperm ravel real reciprocal reciprocal_ reflection_pad1d reflection_pad2d
+    reflection_pad3d relu6 relu6_ relu_ remainder repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d reshape_as resolve_conj resolve_neg rot90 round round_ rrelu
+    rsqrt rsqrt_ rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce
+    scatter_reduce_ searchsorted select_copy selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_
+    sin sin_ sinc sinh slice_copy softmax softmin softplus softshrink sort split_with_sizes_copy
+    sqrt sqrt_ square squeeze_ squeeze_copy stack std std_mean sub sub_ sum swapaxes swapdims take
+    take_along_dim tan tanh tanh_ tensor tensor_split threshold tile topk transpose_copy tril
+    tril_indices triu triu_indices true_divide trunc trunc_ type_as unbind_copy unflatten unfold
+    unfold_copy uniform_ unique_consecutive unsafe_chunk unsafe_split unsqueeze_ upsample_linear1d
+    upsample_nearest1d upsample_nearest3d var var_mean view_as view_as_complex view_as_real
+    view_copy vsplit vstack where zero_ zeros_ zeros_like
     """.split()
 )
 

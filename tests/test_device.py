@@ -115,6 +115,17 @@ def test_events_time_the_device_with_one_synchronise_a_slot(cuda):
     assert device.time(cuda.step, 2).host_ms == pytest.approx([0.5] * 2)
 
 
+def test_marks_are_read_after_one_synchronise(cuda):
+    device = CudaDevice("cuda:0")
+    marks = []
+    for _ in range(2):
+        start = device.mark()
+        cuda.step()
+        marks.append((start, device.mark()))
+    assert device.between(marks) == pytest.approx([2.5, 2.0])
+    assert cuda.log == ["cuda:0", "synchronize"]
+
+
 def test_a_missing_synchronise_is_caught(cuda, monkeypatch):
     device = CudaDevice("cuda:0")
     monkeypatch.setattr(cuda, "synchronize", lambda: None)

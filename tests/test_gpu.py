@@ -11,6 +11,7 @@ import torch
 
 import zoo
 from datbench.device import count_cuda_devices, open_device
+from datbench.metrics.latency import time_modules
 from datbench.plan import make_plan
 from datbench.trial import build_trial
 from zoo.spec import BLOCKS
@@ -37,6 +38,14 @@ def test_events_time_the_device_and_not_the_launch(device):
     for a, b in zip(long.latency_ms, short.latency_ms, strict=True):
         assert a == pytest.approx(2 * b, rel=0.1)
     assert sorted(long.host_ms)[2] < sorted(long.latency_ms)[2] / 10
+
+
+def test_modules_take_as_long_as_their_work():
+    trial = build_trial(make_plan(["dat"], device="cuda", batch_size=8).cases[0])
+    found = time_modules(trial, depth=1)
+    parts = ("patch_proj", "cls_norm", "cls_head")
+    assert all(0 < found.latency_ms[name] < found.latency_ms[""] for name in parts)
+    assert found.overhead > -0.2
 
 
 def test_memory_is_the_allocators_own_figure(device):

@@ -6,6 +6,8 @@ import itertools
 import types
 
 import pytest
+import torch
+from torch import nn
 
 from datbench.device import Timing
 from datbench.metrics import latency
@@ -67,6 +69,52 @@ def test_a_slot_starts_with_an_untimed_iteration(trial):
     made = trial([999.0, 1.0, 2.0, 3.0])
     assert time_slot(made, 3).latency_ms == [1.0, 2.0, 3.0]
     assert made.device.calls == ["untimed", 3]
+
+
+class MarkedDevice(FakeDevice):
+    """A clock that each module moves on, and each mark by a tenth of a millisecond."""
+
+    def __init__(self):
+        super().__init__([])
+
+    def time(self, step, iterations):
+        before = self.now_s
+        step()
+        return Timing([1000 * (self.now_s - before)])
+
+    def mark(self):
+        self.now_s += 0.0001
+        return self.now_s
+
+    def between(self, marks):
+        return [1000 * (end - start) for start, end in marks]
+
+
+def test_modules_are_timed_with_all_calls_of_a_step_and_what_the_marks_cost(monkeypatch):
+    device = MarkedDevice()
+    monkeypatch.setattr(latency.time, "monotonic", lambda: device.now_s)
+
+    class Takes(nn.Module):
+        def __init__(self, ms):
+            super().__init__()
+            self.ms = ms
+
+        def forward(self, x):
+            device.now_s += self.ms / 1000
+            return x
+
+    twice, once = Takes(2.0), Takes(5.0)
+    net = nn.Sequential(twice, nn.Sequential(once), twice)
+    made = types.SimpleNamespace(device=device, model=net, step=lambda: net(torch.zeros(1)))
+    found = latency.time_modules(made, depth=1)
+    assert found.latency_ms == {
+        "": pytest.approx(9.7),  # six marks and its own second one
+        "0": pytest.approx(4.2),
+        "1": pytest.approx(5.1),
+    }
+    assert found.overhead == pytest.approx(9.7 / 9 - 1)
+    assert found.steps >= 10
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def columns(processes, batch_size=1):

@@ -13,7 +13,7 @@ import pytest
 from datbench.errors import UserError
 from datbench.records import COLUMNS, Comparison, Record
 from datbench.reports import REPORTS, check_output, render, write
-from datbench.reports.csv import inert
+from datbench.rows import inert
 from datbench.reports.txt import rounded, tabulate, told
 
 HOSTILE = "=cmd|' /C calc'!A0<script>alert(1)</script>[red]x[/red]"
