@@ -176,12 +176,8 @@ def count(build: Build, images: torch.Tensor) -> Count:
 
 
 def copies_of(model: nn.Module) -> Build:
-    """Copy a model that is there: without its data for "meta", in float32 for "cpu"."""
-
-    def build(device: str) -> nn.Module:
-        return on_meta(model) if device == "meta" else copy.deepcopy(model).float().cpu().eval()
-
-    return functools.cache(build)
+    """Copy a model that is there."""
+    return functools.cache(lambda device: copy_to(device, model))
 
 
 def built_from(case: Case, *, fuse: bool = False) -> Build:
@@ -203,39 +199,41 @@ def built_from(case: Case, *, fuse: bool = False) -> Build:
         if not fuse:
             with contextlib.suppress(Exception), torch.device("meta"):
                 return case.build().eval()  # unless the builder looks at its weights
-        return on_meta(build("cpu"))
+        return copy_to("meta", build("cpu"))
 
     return build
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """Copy a model with meta tensors in place of its parameters, buffers and other tensors.
+def copy_to(device: str, model: nn.Module) -> nn.Module:
+    """Copy a model, every tensor on "meta" or in float32 on "cpu"; none is copied where it is.
 
-    A few numbers that are neither parameters nor buffers, such as the strides of a detector, keep
-    their values: models read them.
+    On "meta" a few numbers that are neither parameters nor buffers, such as the strides of a
+    detector, keep their values: models read them.
     """
     import torch
 
     memo: dict[int, Any] = {}
 
-    def replace(value: Any, kept: int = 0) -> None:
-        if isinstance(value, torch.nn.Parameter):
-            empty = torch.empty_like(value, device="meta")
-            memo.setdefault(id(value), torch.nn.Parameter(empty, value.requires_grad))
-        elif isinstance(value, torch.Tensor):
-            few = value.numel() <= kept
-            new = value.detach().cpu().clone() if few else torch.empty_like(value, device="meta")
+    def convert(value: Any, kept: int) -> None:
+        if isinstance(value, torch.Tensor):
+            if device == "meta" and value.numel() > kept:
+                new = torch.empty_like(value, device="meta")
+            else:
+                new = value.detach().to("cpu", copy=True)
+                new = new.float() if new.is_floating_point() else new
+            if isinstance(value, torch.nn.Parameter):
+                new = torch.nn.Parameter(new, requires_grad=False)
             memo.setdefault(id(value), new)
         elif isinstance(value, Mapping):
             for inner in value.values():
-                replace(inner, kept)
+                convert(inner, kept)
         elif isinstance(value, list | tuple):
             for inner in value:
-                replace(inner, kept)
+                convert(inner, kept)
 
     for module in model.modules():
         for name, value in vars(module).items():
-            replace(value, kept=0 if name in ("_parameters", "_buffers") else FEW)
+            convert(value, kept=-1 if name in ("_parameters", "_buffers") else FEW)
     return copy.deepcopy(model, memo).eval()
 
 

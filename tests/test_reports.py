@@ -13,8 +13,8 @@ import pytest
 from datbench.errors import UserError
 from datbench.records import COLUMNS, Comparison, Record
 from datbench.reports import REPORTS, check_output, render, write
-from datbench.rows import inert
 from datbench.reports.txt import rounded, tabulate, told
+from datbench.rows import inert
 
 HOSTILE = "=cmd|' /C calc'!A0<script>alert(1)</script>[red]x[/red]"
 
