@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from datbench.metrics.latency import ModuleTimes
 
 DEPTH = 2  # of the tree for people, unless asked for more
+MODULE_COLUMNS = (
+    "model", "module", "type", "params", "macs", "share", "macs_products", "macs_second_opinion",
+    "activations", "output", "latency_ms",
+)  # fmt: skip
+OPERATOR_COLUMNS = ("model", "operator", "calls", "macs", "share", "activations", "counted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +62,9 @@ class Breakdown:
     @property
     def notes(self) -> list[str]:
         """What must be said under the table."""
-        if self.count is None or self.error:
-            return [f"{self.case.label} failed: {self.error}"]
-        notes = [f"{self.case.label}: {doubt}" for doubt in self.count.doubts]
+        notes = [f"{self.case.label} failed: {self.error}"] if self.error else []
+        if self.count and self.count.macs is not None:
+            notes += [f"{self.case.label}: {doubt}" for doubt in self.count.doubts]
         if self.times:
             work = self.case.workload
             notes.append(
@@ -86,56 +91,45 @@ def break_down(
         for number, case in enumerate(plan.cases):
             progress(f"{case.label}: by its parts", number / len(plan.cases))
             worker = pool.start(case)
-            times = None
+            found = Breakdown(case)
             try:
-                environment = worker.ask("facts")
+                found = dataclasses.replace(found, environment=worker.ask("facts"))
                 count = worker.ask("count", fuse=False)
+                failed = "; ".join(count.doubts) if count.macs is None else ""
+                found = dataclasses.replace(found, count=count, error=failed)
                 if time_modules:
                     worker.ask("build")
                     times = worker.ask("module_times", depth=depth)
-                failed = "; ".join(count.doubts) if count.macs is None else ""
-                yield Breakdown(case, count, times, environment, failed)
+                    found = dataclasses.replace(found, times=times)
             except WorkerFault as fault:
-                yield Breakdown(case, error=str(fault))
+                found = dataclasses.replace(found, error=str(fault))
             finally:
                 worker.stop()
+            yield found
 
 
 def module_rows(breakdown: Breakdown, depth: int | None) -> list[dict[str, Any]]:
-    """Rows for other programs: one a module, figures of one image."""
-    return [
-        {
-            "model": breakdown.case.label,
-            "module": row.name,
-            "type": row.kind,
-            "params": row.params,
-            "macs": row.macs,
-            "share": breakdown.share(row.macs),
-            "macs_products": row.products,
-            "macs_second_opinion": row.second,
-            "activations": row.activations,
-            "output": row.output,
-            "latency_ms": row.latency_ms,
-        }
-        for row in breakdown.modules
-        if depth is None or _depth(row.name) <= depth
-    ]
+    """Rows of `MODULE_COLUMNS`: one a module, figures of one image."""
+    label = breakdown.case.label
+    found = []
+    for row in breakdown.modules:
+        if depth is None or _depth(row.name) <= depth:
+            figures = (row.params, row.macs, breakdown.share(row.macs), row.products, row.second)
+            rest = (row.activations, row.output, row.latency_ms)
+            values = (label, row.name, row.kind, *figures, *rest)
+            found.append(dict(zip(MODULE_COLUMNS, values, strict=True)))
+    return found
 
 
 def operator_rows(breakdown: Breakdown) -> list[dict[str, Any]]:
-    """Rows for other programs: one an operator, figures of one image, calls of one step."""
-    return [
-        {
-            "model": breakdown.case.label,
-            "operator": row.name,
-            "calls": row.calls,
-            "macs": row.macs,
-            "share": breakdown.share(row.macs),
-            "activations": row.activations,
-            "counted": row.counted,
-        }
-        for row in breakdown.operators
-    ]
+    """Rows of `OPERATOR_COLUMNS`: one an operator, figures of one image, calls of one step."""
+    label = breakdown.case.label
+    found = []
+    for row in breakdown.operators:
+        figures = (row.calls, row.macs, breakdown.share(row.macs), row.activations)
+        values = (label, row.name, *figures, row.counted)
+        found.append(dict(zip(OPERATOR_COLUMNS, values, strict=True)))
+    return found
 
 
 def render(
@@ -148,7 +142,8 @@ def render(
         return plain_text(*(show(b, by_op=by_op, depth=depth) for b in breakdowns))
     rows = [operator_rows(b) if by_op else module_rows(b, depth) for b in breakdowns]
     if form == "csv":
-        return as_text([row for found in rows for row in found], "csv")
+        columns = OPERATOR_COLUMNS if by_op else MODULE_COLUMNS
+        return as_text([row for found in rows for row in found], "csv", columns)
     what = "operators" if by_op else "modules"
     return as_text(
         [
@@ -166,6 +161,7 @@ def render(
             for b, found in zip(breakdowns, rows, strict=True)
         ],
         "json",
+        (),
     )
 
 
@@ -195,12 +191,7 @@ def _module_table(breakdown: Breakdown, depth: int) -> Iterator[RenderableType]:
     from datbench.reports.txt import plain_table, rounded
 
     rows = [row for row in breakdown.modules if _depth(row.name) <= depth]
-    shown = [row for row in rows if row.params or row.macs or row.latency_ms or not row.name]
-    names = {row.name for row in shown}
-    for row in rows:  # what holds a shown module is shown
-        if any(name.startswith(f"{row.name}.") for name in names):
-            names.add(row.name)
-    shown = [row for row in rows if row.name in names]
+    shown = [row for row in rows if row.params or row.macs or not row.name]
     timed = breakdown.times is not None
     table = plain_table()
     for title in ("module", "type", "params", "MACs", "share", "activations", "output"):

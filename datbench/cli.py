@@ -221,7 +221,7 @@ def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
     if form == "table":
         _stdout().print(catalogue.show(rows))
     else:
-        click.echo(as_text(rows, form), nl=False)
+        click.echo(as_text(rows, form, list(rows[0])), nl=False)
 
 
 @cli.command(cls=Variadic)
@@ -251,7 +251,7 @@ def profile(
     --by-module and --by-op count without running the model; they need no device.
     """
     if (depth or time_modules) and not by_module:
-        raise UserError("--depth and --time-modules go with --by-module; add it")
+        raise UserError("--depth and --time-modules are for --by-module alone")
     if by_module and by_op:
         raise UserError("--by-module and --by-op exclude each other; give one of them")
     rigorous, budget = options.pop("rigorous"), options.pop("budget")
@@ -345,7 +345,8 @@ def verify(pattern: str, against: Path | None, number: int | None, seed: int, fo
     if form == "table":
         _stdout().print(verifying.show(checks))
     else:
-        click.echo(as_text([check.row() for check in checks], form), nl=False)
+        rows = [check.row() for check in checks]
+        click.echo(as_text(rows, form, verifying.COLUMNS), nl=False)
     if interrupted:
         sys.exit(INTERRUPTED)
     if not all(check.agrees for check in checks):
@@ -417,6 +418,8 @@ def _break_down(
 
     for output in outputs:
         check_output(output, among=("csv", "json", "txt"))
+    if not time_modules:
+        options["device"] = "cpu"  # nothing runs
     plan = make_plan(models, command="profile", **options)
     timed_depth = depth or (breakdown.DEPTH if form == "table" else None)
     with _progress() as progress:
@@ -463,7 +466,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:

@@ -39,7 +39,7 @@ HIDDEN = "PythonOp."
 VIEWS = frozenset(
     f"aten::{name}"
     for name in "view reshape permute transpose unsqueeze squeeze flatten unflatten contiguous "
-    "movedim".split()
+    "clone movedim".split()
 )
 
 
@@ -112,6 +112,7 @@ class Count:
 class Tally:
     """What one counter found: "macs", "calls" and "activations" by module and operator."""
 
+    model: nn.Module
     images: int
     found: Mapping[str, Counter[tuple[str, str]]]
     uncounted: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -143,10 +144,9 @@ def count(build: Build, images: torch.Tensor) -> Count:
     """Count the multiply-adds of a model with both counters.
 
     Args:
-        build: gives the model in eval mode on "meta" or on "cpu".
+        build: gives the model in eval mode on "meta", on "cpu", or "itself" as it is.
         images: a batch; only its shape matters, unless the model needs data.
     """
-    model = build("meta")
     first, why_not_first = _tally(traced, build, images)
     second, why_not_second = _tally(dispatched, build, images)
     if first is None and second is None:
@@ -160,9 +160,9 @@ def count(build: Build, images: torch.Tensor) -> Count:
         )
     if second is None:
         doubts.append(f"one_counter: no second opinion, torch's counter failed: {why_not_second}")
-    modules = tuple(_module_rows(model, first, second))
     either = first if first is not None else second
     assert either is not None  # noqa: S101 - one of them got this far
+    modules = tuple(_module_rows(either.model, first, second))
     operators = tuple(_operator_rows(either, second))
     if unknown := [row for row in operators if row.counted == "unknown"]:
         listed = ", ".join(f"{row.name} ({row.calls})" for row in unknown)
@@ -176,8 +176,8 @@ def count(build: Build, images: torch.Tensor) -> Count:
 
 
 def copies_of(model: nn.Module) -> Build:
-    """Copy a model that is there."""
-    return functools.cache(lambda device: copy_to(device, model))
+    """Give copies of a model that is there; itself where it cannot be copied."""
+    return functools.cache(lambda how: model if how == "itself" else copy_to(how, model))
 
 
 def built_from(case: Case, *, fuse: bool = False) -> Build:
@@ -190,8 +190,8 @@ def built_from(case: Case, *, fuse: bool = False) -> Build:
     import torch
 
     @functools.cache
-    def build(device: str) -> nn.Module:
-        if device == "cpu":
+    def build(how: str) -> nn.Module:
+        if how != "meta":
             model = case.build().eval()
             if fuse:
                 model.fuse(verbose=False)  # type: ignore[operator]
@@ -240,7 +240,7 @@ def copy_to(device: str, model: nn.Module) -> nn.Module:
 def _tally(
     counter: Callable[[nn.Module, torch.Tensor], Tally], build: Build, images: torch.Tensor
 ) -> tuple[Tally | None, str]:
-    """Run a counter on meta tensors, and on the CPU if it cannot; tell why it failed there."""
+    """Run a counter on meta tensors, else on the CPU, else on the model itself; or tell why not."""
     import torch
 
     def attempt(model: nn.Module, inputs: torch.Tensor) -> Tally:
@@ -248,15 +248,15 @@ def _tally(
             return counter(model, inputs)
 
     why = ""
-    for device in ("meta", "cpu"):
-        model = _plainly_run(build(device))
-        if device == "meta":
+    for how in ("meta", "cpu", "itself"):
+        if how == "meta":
             inputs = torch.empty_like(images, device="meta")
         elif images.is_meta:
             inputs = torch.rand(1, *images.shape[1:], generator=torch.Generator().manual_seed(0))
         else:
-            inputs = images[:1].float().cpu().contiguous()
+            inputs = images[:1] if how == "itself" else images[:1].float().cpu().contiguous()
         try:
+            model = build(how) if how == "itself" else _plainly_run(build(how))
             # A thread of its own: a trace that fails leaves values of its graph behind, for the
             # next trace of the thread to stumble on.
             with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
@@ -278,7 +278,10 @@ def _plainly_run(model: nn.Module) -> nn.Module:
         for name, value in list(vars(module).items()):
             if plain := getattr(value, "_torchdynamo_orig_callable", None):
                 object.__setattr__(module, name, plain)
-    return model.requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.is_leaf:
+            parameter.requires_grad_(False)
+    return model
 
 
 def traced(model: nn.Module, images: torch.Tensor) -> Tally:
@@ -297,7 +300,7 @@ def traced(model: nn.Module, images: torch.Tensor) -> Tally:
     handles["aten::sum"] = _product_and_sum
     analysis = FlopCountAnalysis(model, images)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.tracer_warnings("none")
+    analysis.tracer_warnings("none").ancestor_mode("caller")
     analysis.set_op_handle(**{kind: _tallied(kind, handle) for kind, handle in handles.items()})
     flatten = model.register_forward_hook(_flat)  # the tracer takes tensors and tuples of them
     try:
@@ -305,9 +308,9 @@ def traced(model: nn.Module, images: torch.Tensor) -> Tally:
             found = analysis.by_module_and_operator()
     finally:
         flatten.remove()
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    by_module = {name: found[analysis.canonical_module_name(name)] for name in names}
-    return Tally(len(images), by_module, Counter(analysis.unsupported_ops()))
+    by_module = {name: found[name] for name, _ in model.named_modules()}
+    _fill_lists(model, by_module)
+    return Tally(model, len(images), by_module, Counter(analysis.unsupported_ops()))
 
 
 def _flat(_: nn.Module, __: Any, output: Any) -> Any:
@@ -326,24 +329,29 @@ def dispatched(model: nn.Module, images: torch.Tensor) -> Tally:
         namespace, _, name = kind.partition("::")
         if operator := getattr(getattr(torch.ops, namespace), name, None):
             rules[operator] = functools.partial(_doubled, rule)
-    tally = Tally(len(images), {})
+    tally = Tally(model, len(images), {})
     rules |= _products_and_sums()
-    with FlopCounterMode(display=False, custom_mapping=rules) as counter, _watched(model, tally):
+    counter = FlopCounterMode(display=False, custom_mapping=rules)
+    for name, module in model.named_modules():  # else it names what is shared after its last place
+        counter.mod_tracker._known_modules[module] = name
+        counter.mod_tracker._seen_modules.add(module)
+    with counter, _watched(model, tally):
         model(images)
-    root = type(model).__name__
     by_module: dict[str, Counter[tuple[str, str]]] = {}
     for name, found in counter.get_flop_counts().items():
-        if name != root:  # it stands under "Global" too
-            path = "" if name == "Global" else name.removeprefix(f"{root}.")
-            by_module[path] = Counter({("macs", _named(op)): n // 2 for op, n in found.items()})
-    for name, module in reversed(list(model.named_modules())):
-        if name not in by_module:  # a list of modules is not called, only what it holds
-            inside = (f"{name}.{child}" for child, _ in module.named_children())
-            by_module[name] = sum(
-                (by_module[path] for path in inside if path in by_module), Counter()
-            )
+        macs = Counter({("macs", _named(op)): n // 2 for op, n in found.items()})
+        by_module["" if name == "Global" else name] = macs
+    _fill_lists(model, by_module)
     tally.found = by_module
     return tally
+
+
+def _fill_lists(model: nn.Module, by_module: dict[str, Counter[tuple[str, str]]]) -> None:
+    """Give lists of modules, which are not called themselves, what the modules in them cost."""
+    for name, module in reversed(list(model.named_modules())):
+        if name and not by_module.get(name):
+            inside = (by_module.get(f"{name}.{child}") for child, _ in module.named_children())
+            by_module[name] = sum(filter(None, inside), Counter())
 
 
 def _named(operator: Any) -> str:
@@ -360,31 +368,41 @@ def _products_and_sums() -> dict[Any, Any]:
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    products: dict[int, StorageWeakRef] = {}
+    # A product by its memory: what keeps that from being taken for another's, its elements, and
+    # the version that nothing has written to since.
+    products: dict[int, tuple[StorageWeakRef, int, int]] = {}
 
-    def known(tensor: torch.Tensor) -> bool:
-        found = products.get(tensor.untyped_storage()._cdata)
-        return found is not None and not found.expired()
-
-    def remember(tensor: torch.Tensor) -> None:
+    def remember(tensor: torch.Tensor, version: int) -> None:
         storage = tensor.untyped_storage()
-        products[storage._cdata] = StorageWeakRef(storage)
+        products[storage._cdata] = StorageWeakRef(storage), tensor.numel(), version
+
+    def known(tensor: Any) -> bool:
+        _, *told = products.get(tensor.untyped_storage()._cdata, (None, -1, -1))
+        return told == [tensor.numel(), tensor._version]
+
+    def is_product(a: Any, b: Any) -> bool:
+        return all(isinstance(factor, torch.Tensor) and factor.dim() for factor in (a, b))
 
     def mul(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
-        if all(isinstance(factor, torch.Tensor) and factor.dim() for factor in (a, b)):
-            remember(out_val)
+        if is_product(a, b):
+            remember(out_val, out_val._version)
+        return 0
+
+    def mul_(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+        if is_product(a, b):
+            remember(out_val, out_val._version + 1)  # it goes up when this is over
         return 0
 
     def clone(x: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
         if known(x):
-            remember(out_val)
+            remember(out_val, out_val._version)
         return 0
 
     def total(x: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
         return 2 * x.numel() if known(x) and x.numel() > out_val.numel() else 0
 
     aten = torch.ops.aten
-    found = {aten.mul: mul, aten.mul_: mul, aten.clone: clone, aten.sum: total}
+    found = {aten.mul: mul, aten.mul_: mul_, aten.clone: clone, aten.sum: total}
     for formula in found.values():
         formula._get_raw = True  # type: ignore[attr-defined] # tensors, not shapes
     return dict(found)
@@ -393,6 +411,7 @@ def _products_and_sums() -> dict[Any, Any]:
 @contextlib.contextmanager
 def _watched(model: nn.Module, tally: Tally) -> Iterator[None]:
     """Note what each module returns, and the products that it does only to mask them."""
+    import torch
 
     def watch(name: str) -> Any:
         def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -402,7 +421,11 @@ def _watched(model: nn.Module, tally: Tally) -> Iterator[None]:
 
         return hook
 
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    hooks = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # which takes none
+    ]
     try:
         yield
     finally:
@@ -438,7 +461,19 @@ def _swap(function: Any, code: Any, defaults: Any, kwdefaults: Any) -> None:
     function.__defaults__, function.__kwdefaults__ = defaults, kwdefaults
 
 
-def _fused(query: Any, key: Any, value: Any, *_: Any, **options: Any) -> Any:
+def _fused(  # noqa: PLR0917 - as that of flex attention
+    query: Any,
+    key: Any,
+    value: Any,
+    score_mod: Any = None,
+    block_mask: Any = None,
+    scale: Any = None,
+    enable_gqa: Any = False,
+    return_lse: bool = False,
+    kernel_options: Any = None,
+    *,
+    return_aux: Any = None,
+) -> Any:
     """Stand in for flex attention, whatever its scores are; it runs among the names of torch."""
     from torch.nn.attention import flex_attention as flex
     from torch.nn.functional import scaled_dot_product_attention
@@ -446,9 +481,9 @@ def _fused(query: Any, key: Any, value: Any, *_: Any, **options: Any) -> Any:
     grouped = bool(query.shape[1] != key.shape[1])
     out = scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
     row = query.new_zeros(query.shape[:-1])
-    if options.get("return_aux") is not None:
+    if return_aux is not None:
         return out, flex.AuxOutput(lse=row, max_scores=row)
-    return (out, row) if options.get("return_lse") else out
+    return (out, row) if return_lse else out
 
 
 @contextlib.contextmanager
@@ -519,7 +554,7 @@ def _convolution(func: Any, n: int, transposed: bool, args: Any, kwargs: Any) ->
 
 def _tallied(kind: str, handle: Any) -> Any:
     """Let a handle of fvcore's tell calls and activations too."""
-    fused = TRACED.get(kind) is attention or "scaled_dot_product" in kind
+    fused = TRACED.get(kind) is attention
 
     def tally(inputs: list[Any], outputs: list[Any]) -> Counter[tuple[str, str]]:
         found = handle(inputs, outputs)

@@ -11,12 +11,12 @@ from typing import Any
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def as_text(rows: Sequence[Mapping[str, Any]], form: str) -> str:
-    """Write rows with the same columns as "csv", a None as an empty cell, or as "json"."""
+def as_text(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str]) -> str:
+    """Write rows as "csv", a None as an empty cell, or as "json"; `columns` are those of a row."""
     if form == "json":
         return json.dumps(rows, indent=2, allow_nan=False) + "\n"
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({column: inert(value) for column, value in row.items()} for row in rows)
     return text.getvalue()

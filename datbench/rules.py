@@ -18,47 +18,51 @@ Shape = Sequence[int]
 NEGLIGIBLE = frozenset(
     f"aten::{name}"
     for name in """
-    H T _shape_as_tensor _to_copy abs abs_ acos adaptive_avg_pool1d adaptive_max_pool1d
-    adaptive_max_pool2d add add_ addcdiv addcdiv_ addcmul addcmul_ adjoint alias allclose
-    alpha_dropout amax amin any arange argmax argmin argsort as_strided asin atan atan2 atleast_2d
-    avg_pool1d avg_pool2d avg_pool3d bernoulli_ bitwise_and bitwise_or bitwise_xor block_diag
-    broadcast_tensors bucketize cartesian_prod ceil ceil_ celu channel_shuffle clamp clamp_max
-    clamp_max_ clamp_min clamp_min_ clone col2im column_stack conj constant_pad_nd copy_ cos cos_
-    cosh count_nonzero cummax cummin cumprod cumsum diag diag_embed diagonal diagonal_copy diff div
-    div_ dropout dropout_ dsplit dstack elu elu_ embedding empty empty_like empty_permuted
-    empty_strided eq erf erfinv exp exp_ expand_as expand_copy expm1 eye fill fill_ flip floor
-    floor_ floor_divide fmax fmin fmod frac frobenius_norm full gather ge gelu gelu_ glu gt
-    hann_window hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ histc
-    hsplit hstack hypot im2col imag index index_add index_add_ index_copy index_copy_ index_fill
-    index_fill_ index_put index_select is_floating_point isclose isinf isnan layout le leaky_relu
-    leaky_relu_ lerp lift_fresh linalg_norm linalg_vector_norm linspace log log1p log2 log_
-    log_softmax logaddexp logcumsumexp logical_and logical_not logical_or logit logspace logsumexp
-    lt mH mT masked_fill masked_fill_ masked_scatter masked_select matrix_H max max_pool1d
-    max_pool2d max_pool2d_with_indices max_pool3d maximum mean median meshgrid min minimum mish
-    mish_ moveaxis movedim mul mul_ nan_to_num narrow_copy native_dropout ne neg neg_
-    new_empty_strided new_full new_ones new_zeros nonzero norm normal_ numel numpy_T one_hot
-    ones_like pad permute_copy pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand rand_like
+    _pack_padded_sequence _shape_as_tensor _to_copy _weight_norm abs abs_ acos adaptive_max_pool1d
+    adaptive_max_pool2d add add_ addcdiv addcdiv_ addcmul addcmul_ adjoint affine_grid_generator
+    alias all allclose alpha_dropout amax amin any argmax argmin argsort as_strided asin atan atan2
+    atleast_2d avg_pool1d avg_pool2d avg_pool3d bernoulli_ bitwise_and bitwise_or bitwise_xor
+    block_diag broadcast_tensors bucketize cartesian_prod ceil ceil_ celu channel_shuffle clamp_max
+    clamp_max_ clamp_min clamp_min_ clone col2im column_stack conj cos cos_ cosh count_nonzero cross
+    cummax cummin cumprod cumsum diag diag_embed diagonal diagonal_copy diff div div_ dropout_
+    dsplit dstack elu elu_ embedding embedding_bag empty_like empty_permuted empty_strided erf
+    erfinv exp exp_ expand_as expand_copy expm1 eye feature_alpha_dropout feature_dropout
+    feature_dropout_ fill fill_ flip floor_ fmax fmin fmod frac fractional_max_pool2d frobenius_norm
+    gelu gelu_ ger glu hann_window hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh
+    hardtanh_ histc hsplit hstack hypot im2col imag index_add index_add_ index_copy index_copy_
+    index_fill index_fill_ index_put index_select is_floating_point isclose isinf isnan kron l1_loss
+    le leaky_relu leaky_relu_ lerp lift_fresh linalg_norm linalg_vector_norm linspace log log1p log2
+    log_ log_sigmoid log_softmax logaddexp logcumsumexp logical_and logical_not logical_or logit
+    logspace logsumexp lt mH mT masked_fill_ masked_scatter masked_select matrix_H max_pool1d
+    max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d maximum mean median meshgrid min
+    minimum mish mish_ moveaxis movedim mul mul_ nan_to_num narrow_copy native_dropout ne neg neg_
+    new_empty_strided new_ones norm normal_ numel numpy_T one_hot ones_like outer pad
+    pairwise_distance permute_copy pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand rand_like
     randn randn_like randperm ravel real reciprocal reciprocal_ reflection_pad1d reflection_pad2d
-    reflection_pad3d relu6 relu6_ relu_ remainder repeat repeat_interleave replication_pad1d
-    replication_pad2d replication_pad3d reshape_as resolve_conj resolve_neg rot90 round round_ rrelu
-    rsqrt rsqrt_ rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce
-    scatter_reduce_ searchsorted select_copy selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_
-    sin sin_ sinc sinh slice_copy softmax softmin softplus softshrink sort split_with_sizes_copy
-    sqrt sqrt_ square squeeze_ squeeze_copy stack std std_mean sub sub_ sum swapaxes swapdims take
-    take_along_dim tan tanh tanh_ tensor tensor_split threshold tile topk transpose_copy tril
-    tril_indices triu triu_indices true_divide trunc trunc_ type_as unbind_copy unflatten unfold
-    unfold_copy uniform_ unique_consecutive unsafe_chunk unsafe_split unsqueeze_ upsample_linear1d
-    upsample_nearest1d upsample_nearest3d var var_mean view_as view_as_complex view_as_real
-    view_copy vsplit vstack where zero_ zeros_ zeros_like
+    reflection_pad3d relu6 relu6_ repeat repeat_interleave replication_pad1d replication_pad2d
+    replication_pad3d reshape_as resolve_conj resolve_neg rot90 round round_ rrelu rsqrt rsqrt_ rsub
+    scalar_tensor scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_
+    searchsorted select_copy selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_ sin sin_ sinc
+    sinh slice_copy softmax softplus softshrink sort split_with_sizes_copy sqrt sqrt_ square
+    squeeze_ squeeze_copy std std_mean sub sub_ sum swapaxes swapdims take take_along_dim tan tanh
+    tanh_ tensor tensor_split threshold tile topk transpose_copy tril tril_indices triu triu_indices
+    true_divide trunc trunc_ unbind_copy unflatten unfold unfold_copy uniform_ unique_consecutive
+    unsafe_chunk unsafe_split var var_mean view_as view_as_complex view_as_real view_copy vsplit
+    vstack where zero_
     """.split()
 )
 
 
 def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    """(..., n, d), (..., m, d), (..., m, e): every query meets every key, masked or not."""
-    *batch, n, d = query
-    m, e = value[-2:]
-    return math.prod(batch) * n * m * (d + e)
+    """(..., n, d), (..., m, d), (..., m, e): every query meets every key, masked or not.
+
+    Fewer heads of keys and values than of queries are repeated, as is a batch of one.
+    """
+    *outer, n, d = query
+    *others, m, e = value
+    longer, shorter = sorted((outer, others), key=len, reverse=True)
+    shorter = [1] * (len(longer) - len(shorter)) + shorter
+    return math.prod(map(max, longer, shorter)) * n * m * (d + e)
 
 
 def attention_rows(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
@@ -82,14 +86,24 @@ def contraction(a: Shape, b: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
     return math.isqrt(math.prod(a) * math.prod(b) * math.prod(out_shape))
 
 
-def vecdot(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Pairs of vectors, which may be broadcast."""
-    return max(math.prod(a), math.prod(b))
+def vecdot(a: Shape, b: Shape, dim: int = -1, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Pairs of vectors along an axis, broadcast along the others."""
+    return math.prod(out_shape) * max(a[dim], b[dim])
 
 
-def cdist(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """(..., n, d) against (..., m, d)."""
-    return math.prod(a) * b[-2]
+def cdist(a: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
+    """(..., n, d) against (..., m, d), to (..., n, m)."""
+    return math.prod(out_shape) * a[-1]
+
+
+def outer(bias: Shape, a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """Each of (n) with each of (m), and something added."""
+    return math.prod(a) * math.prod(b)
+
+
+def conv_tbc(x: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
+    """(t, b, c) with a filter (k, c, o), to (t, b, o)."""
+    return math.prod(out_shape) * math.prod(weight[:2])
 
 
 def bilinear(a: Shape, b: Shape, weight: Shape, *_: Any, **__: Any) -> int:
@@ -194,6 +208,17 @@ def grid_sampler(x: Shape, grid: Shape, mode: int = 0, *_: Any, out_shape: Any, 
     return (2, 1, 4)[mode] ** (len(x) - 2) * math.prod(out_shape)
 
 
+def roi_align(*args: Any, out_shape: Any, **__: Any) -> int:
+    """Four taps for each of the points that are averaged; where their number varies, for one."""
+    ratio = args[5]
+    return 4 * max(1, ratio) ** 2 * math.prod(out_shape)
+
+
+def pooled(x: Shape, *_: Any, **__: Any) -> int:
+    """Each input element once, as fvcore counts adaptive pooling over two axes."""
+    return math.prod(x)
+
+
 def neighborhood(first: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
     """NATTEN's products: queries with the keys of a window, or its weights with the values."""
     return math.prod(out_shape) * first[-1]
@@ -227,12 +252,17 @@ def _natten() -> dict[str, Rule]:
 TRACED: dict[str, Rule] = {
     "aten::scaled_dot_product_attention": attention,
     "aten::_scaled_dot_product_attention_math": attention,
+    "aten::_scaled_dot_product_flash_attention": attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
+    "aten::_scaled_dot_product_efficient_attention": attention,
+    "aten::_scaled_dot_product_cudnn_attention": attention,
     "aten::_scaled_dot_product_fused_attention_overrideable": attention,
     "aten::_flash_attention_forward": attention_rows,
     "aten::_efficient_attention_forward": attention_rows,
     "aten::_convolution_mode": convolution,  # padding="same"
     "torchvision::deform_conv2d": convolution,
-    "aten::matmul": matmul,  # fvcore's forgets axes that only the second tensor has
+    "aten::linear": matmul,  # fvcore's takes a vector of weights for a matrix
+    "aten::matmul": matmul,  # and forgets axes that only the second tensor has
     "aten::mv": matmul,
     "aten::dot": matmul,
     "aten::vdot": matmul,
@@ -242,7 +272,12 @@ TRACED: dict[str, Rule] = {
     "aten::baddbmm": batched,
     "aten::baddbmm_": batched,
     "aten::addbmm": batched,
+    "aten::addbmm_": batched,
+    "aten::addmm_": batched,
     "aten::addmv": batched,
+    "aten::addmv_": batched,
+    "aten::addr": outer,
+    "aten::conv_tbc": conv_tbc,
     "aten::einsum": einsum,  # fvcore's keeps four digits
     "aten::bilinear": bilinear,
     "aten::cdist": cdist,
@@ -254,29 +289,43 @@ TRACED: dict[str, Rule] = {
     "aten::layer_norm": layer_norm,  # fvcore's stops at more than five axes
     "aten::rms_norm": rms_norm,
     "aten::grid_sampler": grid_sampler,
-    "aten::upsample_bicubic2d": sampled(16),
+    "torchvision::roi_align": roi_align,
+    "aten::upsample_nearest1d": sampled(1),
+    "aten::upsample_nearest3d": sampled(1),
+    "aten::upsample_linear1d": sampled(2),
     "aten::upsample_trilinear3d": sampled(8),
+    "aten::upsample_bicubic2d": sampled(16),
+    "aten::adaptive_avg_pool1d": pooled,
+    "aten::adaptive_avg_pool3d": pooled,
     "aten::_upsample_bilinear2d_aa": sampled(4),
     "aten::_upsample_bicubic2d_aa": sampled(16),
 }
 # What they count is left out where the two counters are compared: torch's counts products alone.
 NOT_PRODUCTS = frozenset(
     """
-    batch_norm group_norm instance_norm layer_norm rms_norm grid_sampler adaptive_avg_pool2d
-    upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+    batch_norm group_norm instance_norm layer_norm rms_norm grid_sampler roi_align
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d
+    upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
     """.split()
 )
 # Operators as torch's dispatcher sees them, beside those that torch has formulas for.
 DISPATCHED: dict[str, Rule] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
     "aten::_scaled_dot_product_fused_attention_overrideable": attention,
+    "aten::_efficient_attention_forward": attention_rows,  # torch's takes tokens for heads
     "torchvision::deform_conv2d": convolution,
     "aten::mv": matmul,
     "aten::dot": matmul,
     "aten::vdot": matmul,
+    "aten::baddbmm_": batched,
     "aten::addbmm": batched,
+    "aten::addbmm_": batched,
+    "aten::addmm_": batched,
     "aten::addmv": batched,
+    "aten::addmv_": batched,
+    "aten::addr": outer,
+    "aten::conv_tbc": conv_tbc,
     "aten::_trilinear": trilinear,
     "aten::_cdist_forward": cdist,
     "aten::mkldnn_rnn_layer": recurrent_layer,

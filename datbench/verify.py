@@ -132,27 +132,37 @@ def claims_of_file(path: Path) -> list[Claim]:
     Raises:
         UserError: it cannot be read; says which line or column is wrong.
     """
+    claims, texts = [], []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            if missing := [column for column in HEADER if column not in (reader.fieldnames or ())]:
+                lacks = f"{path} has no column {', '.join(missing)}"
+                raise UserError(f"{lacks}; expected {', '.join(HEADER)}")
+            for line in reader:
+                claims.append(_claim(path, reader.line_num, line))
+                texts.append(line["gmacs"])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {error}") from error
-    if not lines:
-        raise UserError(f"{path} holds no rows; expected the columns {', '.join(HEADER)}")
-    if missing := [column for column in HEADER if column not in lines[0]]:
-        raise UserError(f"{path} has no column {', '.join(missing)}; expected {', '.join(HEADER)}")
-    claims = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            size, gmacs = int(float(line["img_size"])), float(line["gmacs"])
-        except (TypeError, ValueError):
-            size, gmacs = 0, 0.0
-        if size < 1 or not 0 < gmacs < float("inf") or not line["model"]:
-            given = ", ".join(str(line[column]) for column in HEADER)
-            raise UserError(f"{path}, line {number}: {given}; expected a name and two numbers")
-        claims.append(Claim(line["model"], size, gmacs * 1e9))
-    rounding = min(_rounding(line["gmacs"]) for line in lines)
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as CSV: {reason}") from error
+    if not claims:
+        raise UserError(f"{path} holds no rows below its header")
+    rounding = min(map(_rounding, texts))
     return [dataclasses.replace(claim, rounding=rounding) for claim in claims]
+
+
+def _claim(path: Path, number: int, line: dict[str, str | None]) -> Claim:
+    model, size_, gmacs_ = ((line[column] or "").strip() for column in HEADER)
+    try:
+        size, macs = int(size_), float(gmacs_) * 1e9
+    except ValueError:
+        size, macs = 0, 0.0
+    if not model or size < 1 or not 0 < macs < float("inf"):
+        given = " ".join(f"{model!r}, {size_!r}, {gmacs_!r}".split())
+        raise UserError(
+            f"{path}, line {number}: {given}; expected a name, a side in pixels and GMACs"
+        )
+    return Claim(model, size, macs)
 
 
 def sample(claims: Sequence[Claim], number: int, seed: int) -> list[Claim]:
@@ -234,7 +244,7 @@ def show(checks: Sequence[Check]) -> RenderableType:
     for check in checks:
         macs, published, difference = check.macs, check.claim.macs, check.difference
         table.add_row(
-            check.claim.model,
+            Text(check.claim.model),
             str(check.claim.img_size),
             "" if macs is None else f"{macs / 1e9:.4f}",
             "" if published is None else f"{published / 1e9:g}",

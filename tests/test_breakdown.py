@@ -98,6 +98,14 @@ def test_the_tree_goes_as_deep_as_it_is_asked_to(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_depth_cuts_files_too(tmp_path):
+    done = call(tmp_path, "pvt_tiny", "--by-module", "--depth", "1", "--format", "csv")
+    names = [row["module"] for row in csv.DictReader(io.StringIO(done.stdout))]
+    assert names[0] == ""
+    assert "head" in names
+    assert not any("." in name for name in names)
+
+
 def test_operators_are_listed_with_what_is_not_counted(tmp_path):
     done = call(tmp_path, "pvt_tiny", "--by-op", "--format", "json")
     (found,) = json.loads(done.stdout)
@@ -128,6 +136,14 @@ class Net(nn.Module):
             x = block(x)
         return torch.linalg.inv(x @ x.mT + torch.eye(x.shape[-2], device=x.device))
 
+class Nan(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x) / 0 * 0
+
 class Broken(nn.Module):
     def forward(self, x):
         raise RuntimeError("not today")
@@ -150,6 +166,23 @@ def test_modules_are_timed_with_the_overhead_stated(tmp_path):
     assert "marking the modules changes a step by" in shown
 
 
+def test_what_was_counted_stays_where_the_timing_fails(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    arguments = ("mine.py:Nan", "--by-module", "--time-modules", "--img-size", "8")
+    done = call(tmp_path, *arguments, "--device", "cpu")
+    assert done.returncode == 1
+    assert "conv" in done.stdout
+    assert "mine.py:Nan failed: the output (1, 4, 8, 8) holds NaN" in done.stdout
+
+
+def test_nothing_to_list_is_a_header_alone(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    done = call(tmp_path, "mine.py:Broken", "--by-op", "--format", "csv", "--img-size", "8")
+    assert done.returncode == 1
+    assert done.stdout == "model,operator,calls,macs,share,activations,counted\n"
+    assert done.stderr.startswith("Error: mine.py:Broken failed: not_counted: fvcore: RuntimeError")
+
+
 def test_a_model_that_fails_does_not_stop_the_rest(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     done = call(tmp_path, "mine.py:Broken", "mine.py:Net", "--by-module", "--img-size", "32")
@@ -161,8 +194,8 @@ def test_a_model_that_fails_does_not_stop_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("dat --depth 3", "--depth and --time-modules go with --by-module; add it"),
-        ("dat --by-op --time-modules", "go with --by-module"),
+        ("dat --depth 3", "--depth and --time-modules are for --by-module alone"),
+        ("dat --by-op --time-modules", "are for --by-module alone"),
         ("dat --by-op --by-module", "exclude each other"),
         ("dat --by-op --rigorous", "--rigorous and --budget are for measuring"),
         ("dat --by-module --depth 0", "0 is not in the range x>=1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import register_flop_formula
-from torchvision.ops import DeformConv2d
+from torchvision.ops import DeformConv2d, deform_conv2d, roi_align
 
 import zoo
 from datbench import counters
@@ -101,14 +102,35 @@ def causal(x):
     return F.scaled_dot_product_attention(heads(x), heads(x), heads(x), is_causal=True)
 
 
+def narrow(x):
+    """Values of half the channels."""
+    return F.scaled_dot_product_attention(heads(x), heads(x), heads(x)[..., :2])
+
+
+def compiled(x):
+    return COMPILED(x)
+
+
+COMPILED = torch.compile(lambda x: x @ x.mT)
 ATTENTION = 2 * 10 * 10 * 16  # ten tokens of 16 channels
 # name: (module or function, shape of its input, multiply-adds by hand)
 OPERATORS = {
     "fused attention, half the keys": (fused, (1, 10, 16), ATTENTION // 2),
     "fused attention, grouped": (grouped, (1, 10, 16), ATTENTION),
     "fused attention, causal counts whole": (causal, (1, 10, 16), ATTENTION),
+    "fused attention, values of another width": (narrow, (1, 10, 16), ATTENTION * 3 // 4),
+    "fused attention, one query for a batch": (
+        Holds(F.scaled_dot_product_attention, (7, 4, 5), (7, 4, 5)),
+        (1, 3, 5),
+        7 * 3 * 4 * 10,
+    ),
     "fused attention of the CPU": (flash_of_the_cpu, (1, 10, 16), ATTENTION),
     "flex attention": (flexible, (1, 10, 16), ATTENTION),
+    "flex attention, arguments by position": (
+        lambda x: flex_attention(heads(x), heads(x), heads(x), None, None, None, False, True)[0],
+        (1, 10, 16),
+        ATTENTION,
+    ),
     "flex attention, compiled": (
         Holds(torch.compile(flex_attention), (1, 4, 6, 4), (1, 4, 6, 4)),
         (1, 4, 10, 4),
@@ -153,9 +175,31 @@ OPERATORS = {
     "addbmm": (Holds(lambda x, b: torch.addbmm(b, x, x.mT), (6, 6)), (1, 6, 10), 360),
     "inner": (Holds(torch.inner, (4, 5)), (1, 3, 5), 60),
     "tensordot": (Holds(lambda x, a: torch.tensordot(x, a, 2), (4, 5, 6)), (1, 4, 5), 120),
+    "baddbmm in place": (
+        Holds(lambda x, b: b.clone().baddbmm_(x, x.mT), (1, 6, 6)),
+        (1, 6, 10),
+        360,
+    ),
+    "addbmm in place": (Holds(lambda x, b: b.clone().addbmm_(x, x.mT), (6, 6)), (1, 6, 10), 360),
+    "addmm in place": (Holds(lambda x, b: b.clone().addmm_(x[0], x[0].T), (6, 6)), (1, 6, 10), 360),
+    "addmv in place": (Holds(lambda x, b: b.clone().addmv_(x[0], b), (6,)), (1, 6, 6), 36),
+    "addr": (Holds(lambda x, b: torch.addr(b, x[0], x[0]), (6, 6)), (1, 6), 36),
+    "conv_tbc": (
+        Holds(lambda x, w, b: torch.conv_tbc(x[0], w, b), (2, 5, 3), (3,)),
+        (1, 7, 4, 5),
+        6 * 4 * 3 * 10,
+    ),
+    "linear, one output": (Holds(F.linear, (4,)), (1, 3, 4), 12),
     "vecdot": (lambda x: torch.linalg.vecdot(x, x), (1, 3, 5), 15),
+    "vecdot, broadcast": (
+        lambda x: torch.linalg.vecdot(x[:, :, None], x[:, None]),
+        (1, 3, 5),
+        45,
+    ),
+    "vecdot along another axis": (lambda x: torch.linalg.vecdot(x, x, dim=1), (1, 3, 5), 15),
     "bilinear": (Holds(lambda x, w: F.bilinear(x, x[..., :3], w), (5, 4, 3)), (1, 7, 4), 7 * 60),
     "cdist": (Holds(torch.cdist, (1, 6, 5)), (1, 3, 5), 90),
+    "cdist, broadcast": (Holds(torch.cdist, (7, 6, 5)), (1, 3, 5), 630),
     "lstm, both ways, two layers": (
         nn.LSTM(4, 5, 2, bidirectional=True, batch_first=True),
         (1, 7, 4),
@@ -168,6 +212,21 @@ OPERATORS = {
         Holds(lambda x, a: torch.einsum("...ij, ...kj -> ...ik", x, a), (2, 4, 5)),
         (1, 2, 3, 5),
         2 * 3 * 4 * 5,
+    ),
+    "einsum, implicit ellipsis, broadcast": (
+        Holds(lambda x, a: torch.einsum("...ij,...jk", x, a), (1, 2, 5, 4)),
+        (1, 1, 3, 5),
+        2 * 3 * 4 * 5,
+    ),
+    "einsum without a sum": (
+        Holds(lambda x, a: torch.einsum("bij,j->bij", x, a), (5,)),
+        (1, 3, 5),
+        0,
+    ),
+    "einsum, summed before": (
+        Holds(lambda x, a: torch.einsum("bijl,jk->bik", x, a), (5, 6)),
+        (1, 3, 5, 4),
+        3 * 5 * 6,
     ),
     "einsum of three": (
         Holds(lambda x, a, b: torch.einsum("ij,jk,kl->il", x[0], a, b), (4, 5), (5, 6)),
@@ -186,8 +245,22 @@ OPERATORS = {
         3 * 3 * 5,
     ),
     "product in place and sum": (lambda x: x.clone().mul_(x).sum(), (1, 3, 5), 15),
+    "product, copied, and sum": (lambda x: (x * x).clone().sum(-1), (1, 3, 5), 15),
+    "a product written over is none": (lambda x: (x * x).relu_().sum(-1), (1, 3, 5), 0),
+    "a gate written over is none": (
+        lambda x: x.clone().mul_(x).add_(x).sum(-1),
+        (1, 3, 5),
+        0,
+    ),
+    "half a product is none": (lambda x: (x * x)[..., :2].sum(-1), (1, 3, 5), 0),
+    "a product repeated is none": (lambda x: (x * x).expand(5, 3, 5).sum(0), (1, 3, 5), 0),
     "a gate is no product": (lambda x: (x * x.sigmoid()).mean((1, 2)), (1, 3, 5), 0),
     "a scaled sum is no product": (lambda x: (x * 0.5).sum(1), (1, 3, 5), 0),
+    "a sum scaled by a tensor is no product": (
+        Holds(lambda x, a: (x * a[0]).sum(1), (2,)),
+        (1, 3, 5),
+        0,
+    ),
 }
 
 
@@ -207,7 +280,16 @@ def test_an_operator_counts_what_was_counted_by_hand_in_both_counters(name, meta
         (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), (1, 2, 3, 4), 4 * 96),
         (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), (1, 2, 3, 4), 16 * 96),
         (lambda x: F.interpolate(x, scale_factor=2, mode="nearest"), (1, 2, 3, 4), 96),
+        (lambda x: F.interpolate(x, (5, 6), mode="bicubic", antialias=True), (1, 2, 3, 4), 960),
+        (lambda x: F.interpolate(x, (5, 6), mode="bilinear", antialias=True), (1, 2, 3, 4), 240),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="linear"), (1, 2, 3), 2 * 12),
+        (lambda x: F.interpolate(x, scale_factor=2), (1, 2, 3), 12),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"), (1, 2, 1, 1, 1), 8 * 16),
+        (nn.AdaptiveAvgPool1d(2), (1, 2, 6), 12),
+        (nn.AdaptiveAvgPool2d(2), (1, 2, 6, 6), 72),
+        (lambda x: roi_align(x, [x.new_zeros(3, 4)], (5, 6), sampling_ratio=2), (1, 2, 8, 8), 2880),
         (lambda x: F.grid_sample(x, x.new_zeros(1, 5, 6, 2)), (1, 2, 3, 4), 4 * 60),
+        (lambda x: F.grid_sample(x, x.new_zeros(1, 5, 6, 2), "bicubic"), (1, 2, 3, 4), 16 * 60),
         (lambda x: F.grid_sample(x, x.new_zeros(1, 5, 6, 2), "nearest"), (1, 2, 3, 4), 60),
         (lambda x: F.grid_sample(x, x.new_zeros(1, 5, 6, 7, 3)), (1, 2, 3, 4, 5), 8 * 420),
         (nn.LayerNorm(4), (1, 3, 4), 5 * 12),
@@ -216,6 +298,7 @@ def test_an_operator_counts_what_was_counted_by_hand_in_both_counters(name, meta
         (nn.RMSNorm(4), (1, 3, 4), 3 * 12),
         (nn.GroupNorm(2, 4), (1, 4, 3), 5 * 12),
         (nn.BatchNorm2d(4), (1, 4, 3, 3), 2 * 36),
+        (nn.InstanceNorm2d(4, affine=True), (1, 4, 3, 3), 5 * 36),
     ],
     ids=str,
 )
@@ -231,10 +314,18 @@ def test_the_kernels_of_a_gpu_are_counted_without_one():
         )[0]
 
     def efficient(x):
-        return torch.ops.aten._scaled_dot_product_efficient_attention(x, x, x, None, False)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            x, x, x[..., :4], None, False
+        )[0]
+
+    def rows(x):  # (b, n, heads, d)
+        return torch.ops.aten._efficient_attention_forward(
+            x, x[:, ::2], x[:, ::2, :, :4], None, None, None, None, None, 0.0, 0
+        )[0]
 
     assert counted(flash, 1, 10, 4, 8).macs == 2 * 10 * 5 * 32
-    assert counted(efficient, 1, 4, 10, 8).macs == 2 * 10 * 10 * 32
+    assert counted(efficient, 1, 4, 10, 8).macs == 4 * 10 * 10 * (8 + 4)
+    assert counted(rows, 1, 10, 4, 8).macs == 4 * 10 * 5 * (8 + 4)
 
 
 def test_a_formula_that_a_user_registers_serves_both_counters():
@@ -274,6 +365,10 @@ class FusedNeighborhoodAttention2D(torch.autograd.Function):
         return torch.zeros_like(value)
 
 
+class FusedNeighborhoodAttention1D(FusedNeighborhoodAttention2D):
+    pass
+
+
 def test_what_is_hidden_in_neighborhood_attention_is_counted_once_and_says_so():
     def unfused(x):  # (b, heads, h, w, d)
         scores = NATTEN2DQKRPBFunction.apply(x, x, x.new_zeros(2, 5, 5), 3, 1)
@@ -282,6 +377,10 @@ def test_what_is_hidden_in_neighborhood_attention_is_counted_once_and_says_so():
     def whole(x):  # (b, h, w, heads, d)
         return FusedNeighborhoodAttention2D.apply(x, x, x, None, (3, 3), (1, 1))
 
+    def one_axis(x):  # (b, n, heads, d)
+        return FusedNeighborhoodAttention1D.apply(x, x, x, None, 3, 1)
+
+    assert counted(one_axis, 1, 7, 2, 4).macs == 2 * 7 * 8 * 3
     first, second = counted(unfused, 1, 2, 5, 7, 4), counted(whole, 1, 5, 7, 2, 4)
     assert first.macs == second.macs == 2 * 5 * 7 * 8 * 9
     assert first.second == second.second == 0
@@ -358,6 +457,35 @@ def test_torchs_counter_stands_in_where_fvcore_cannot_trace():
     assert [(row.name, row.macs) for row in found.operators] == [("convolution", 360)]
 
 
+def test_functions_that_torch_compile_made_run_as_they_are_written():
+    found = counted(compiled, 1, 3, 5)
+    assert (found.macs, found.second) == (45, None)
+    assert "one_counter: fvcore cannot trace it" in found.doubts[0]
+
+
+def test_a_model_that_cannot_be_copied_is_counted_as_it_is():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    net.lock = threading.Lock()
+    found = counted(net, 2, 3)
+    assert (found.macs, found.second, found.doubts) == (32, 32, ())
+    assert net[0].weight.requires_grad
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_scripted_parts_are_counted():
+    net = nn.Sequential(torch.jit.script(nn.Linear(3, 4)), nn.Linear(4, 5))
+    assert counted(net, 1, 3).macs == 32
+    assert counted(torch.jit.script(nn.Linear(3, 4)), 1, 3).macs == 12
+
+
+def test_a_shared_module_counts_where_it_is_called():
+    shared = nn.Linear(4, 4, bias=False)
+    net = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared, nn.Linear(4, 4)))
+    found = counted(net, 1, 3, 4)
+    rows = {row.name: (row.macs, row.second) for row in found.modules}
+    assert rows == {"": (144, 144), "0": (48, 48), "0.0": (96, 96), "1": (96, 96), "1.1": (48, 48)}
+
+
 def test_a_failed_trace_leaves_nothing_for_the_next_one():
     for _ in range(3):
         counted(Untraceable(), 1, 3, 5, 6)
@@ -383,6 +511,17 @@ def test_counters_that_disagree_name_the_modules(monkeypatch):
         "macs_disagree: fvcore counts 5.28e-05 G in products, torch's counter 3.984e-05 G; "
         "they differ in 1.0.conv (0.01296 M, 0 M)"
     )
+
+
+@pytest.mark.parametrize(("part", "flagged"), [(0.985, False), (0.975, True)])
+def test_two_percent_apart_is_too_far(monkeypatch, part, flagged):
+    def less(x, weight, *_, out_shape, **__):
+        return round(part * math.prod(out_shape) * math.prod(weight[1:]))
+
+    monkeypatch.setitem(counters.DISPATCHED, "torchvision::deform_conv2d", less)
+    offsets = torch.zeros(1, 18, 8, 10)
+    net = Holds(lambda x, w, o: deform_conv2d(x, o, w, padding=1), (6, 4, 3, 3), offsets.shape)
+    assert bool(counted(net, 1, 4, 8, 10).doubts) == flagged
 
 
 def test_the_parts_add_up_to_the_whole():
@@ -417,6 +556,12 @@ def test_activations_are_what_timm_publishes():
     for name, published in (("swin_tiny", 17.06), ("pvt_v2_b1", 15.39)):
         found = counted(zoo.create_model(name), 1, 3, 224, 224)
         assert found.modules[0].activations / 1e6 == pytest.approx(published, abs=0.005)
+
+
+def test_activations_are_those_of_one_image():
+    found = counted(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(120, 7)), 8, 3, 5, 6)
+    assert [row.activations for row in found.modules] == [127, 120, 0, 7]
+    assert [row.calls for row in found.operators[:2]] == [1, 1]
 
 
 def test_a_batch_counts_one_image_and_what_is_done_once_a_batch_is_shared():
@@ -469,13 +614,23 @@ def test_a_fused_detector_has_no_batch_norms():
     assert found.macs == pytest.approx(4.3732e9, rel=1e-4)
 
 
-def test_what_was_switched_for_counting_is_as_it_was():
-    code = flex_attention.__code__
-    counted(flexible, 1, 10, 16)
-    with pytest.raises(KeyboardInterrupt):
-        counted(_interrupted, 1, 3)
-    assert flex_attention.__code__ is code
-    assert torch.backends.mha.get_fastpath_enabled()
+FLEX = flex_attention.__code__
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_was_switched_for_counting_is_as_it_was(fast):
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        counted(flexible, 1, 10, 16)
+        with pytest.raises(KeyboardInterrupt):
+            counted(_interrupted, 1, 3)
+        assert torch.backends.mha.get_fastpath_enabled() == fast
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    assert FLEX.co_name == "flex_attention"
+    assert flex_attention.__code__ is FLEX
+    assert flex_attention.__kwdefaults__ == {"return_aux": None}
 
 
 def _interrupted(x):
@@ -486,7 +641,9 @@ def test_counting_leaves_the_model_alone():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).half()
     net.kept = torch.ones(100)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    count(copies_of(net.eval()), torch.randn(1, 3, 4, 4).half())
+    build = copies_of(net.eval())
+    count(build, torch.randn(1, 3, 4, 4).half())
+    assert not any(module._forward_hooks for module in build("meta").modules())
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert net[0].weight.requires_grad
     assert net[0].weight.dtype == torch.float16

@@ -117,6 +117,20 @@ def test_modules_are_timed_with_all_calls_of_a_step_and_what_the_marks_cost(monk
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_module_inside_itself_is_timed_once(monkeypatch):
+    device = MarkedDevice()
+    monkeypatch.setattr(latency.time, "monotonic", lambda: device.now_s)
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            device.now_s += 0.001
+            return self(x - 1) if x > 0 else x
+
+    net = Twice()
+    made = types.SimpleNamespace(device=device, model=net, step=lambda: net(torch.ones(1)))
+    assert latency.time_modules(made).latency_ms == {"": pytest.approx(2.3)}
+
+
 def columns(processes, batch_size=1):
     found = list(summarise(processes, batch_size))
     return {m.name: m.value for m in found}, [w for m in found for w in m.warnings]

@@ -78,7 +78,8 @@ def test_an_error_is_a_row_that_does_not_agree():
 
 def test_a_file_is_rounded_as_its_finest_figure(tmp_path):
     file = tmp_path / "a.csv"
-    file.write_text("model,img_size,gmacs,more\na,224,4.5,x\nb,224,0.25,y\n")
+    text = "model,img_size,gmacs,more\r\n a ,224,4.5,x\r\nb,224,0.25,y\r\n"
+    file.write_text(text, encoding="utf-8-sig")
     claims = claims_of_file(file)
     assert [(c.model, c.img_size, c.macs) for c in claims] == [("a", 224, 4.5e9), ("b", 224, 2.5e8)]
     assert [claim.rounding for claim in claims] == [pytest.approx(0.005e9)] * 2
@@ -87,12 +88,17 @@ def test_a_file_is_rounded_as_its_finest_figure(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no rows; expected the columns model, img_size, gmacs"),
+        ("", "has no column model, img_size, gmacs; expected model, img_size, gmacs"),
         ("model,gmacs\na,1\n", "has no column img_size"),
-        ("model,img_size,gmacs\na,224,4.5\nb,224,many\n", "line 3: b, 224, many; expected a name"),
-        ("model,img_size,gmacs\na,0,4.5\n", "line 2"),
+        ("model,img_size,gmacs\n", "holds no rows below its header"),
+        ("model,img_size,gmacs\n\na,224,4.5\nb,224,many\n", "line 4: 'b', '224', 'many'; expected"),
+        ("model,img_size,gmacs\na,0,4.5\n", "line 2: 'a', '0', '4.5'; expected a name, a side"),
+        ("model,img_size,gmacs\na,224.5,4.5\n", "line 2"),
+        ("model,img_size,gmacs\na,inf,4.5\n", "line 2"),
         ("model,img_size,gmacs\na,224,nan\n", "line 2"),
+        ("model,img_size,gmacs\na,224,1e300\n", "line 2"),
         ("model,img_size,gmacs\na,224\n", "line 2"),
+        ('model,img_size,gmacs\n"a\nb",224,x\n', r"line 3: 'a\\nb'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path, text, message):
@@ -150,6 +156,14 @@ def test_figures_of_timm_hold_and_a_wrong_one_gives_status_1(tmp_path):
     assert rows[0]["note"] == "off by more than 1%"
     assert rows[1]["macs"] == ""
     assert "no model named 'resnet19' in timm; did you mean" in rows[1]["note"]
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    (tmp_path / "a.csv").write_text("model,img_size,gmacs\n[red]x[/foo],224,1.8\n")
+    done = call(tmp_path, "--against", "a.csv")
+    assert done.returncode == 1
+    assert "[red]x[/foo]" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_nothing_to_verify_is_a_mistake(tmp_path):

@@ -124,7 +124,9 @@ def _step_with_marks(trial: Trial, depth: int | None) -> dict[str, float]:
                 opened.append(device.mark())
 
             def after(*_: Any, opened: list[Any] = opened, name: str = name) -> None:
-                calls[name].append((opened.pop(), device.mark()))
+                call = (opened.pop(), device.mark())
+                if not opened:  # a call inside another of the same module is part of that
+                    calls[name].append(call)
 
             hooks += [
                 module.register_forward_pre_hook(before),
