@@ -16,7 +16,7 @@ from torchvision.ops import DeformConv2d, deform_conv2d, roi_align
 
 import zoo
 from datbench import counters
-from datbench.counters import built_from, copies_of, count
+from datbench.counters import built_from, copies_of, count, rules
 from datbench.plan import make_plan
 
 
@@ -504,7 +504,7 @@ def test_a_model_that_no_counter_can_run_has_no_count():
 
 
 def test_counters_that_disagree_name_the_modules(monkeypatch):
-    monkeypatch.setitem(counters.DISPATCHED, "torchvision::deform_conv2d", lambda *_, **__: 0)
+    monkeypatch.setitem(rules.DISPATCHED, "torchvision::deform_conv2d", lambda *_, **__: 0)
     net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(Deformed()))
     (doubt,) = counted(net, 1, 4, 6, 10).doubts
     assert doubt == (
@@ -518,7 +518,7 @@ def test_two_percent_apart_is_too_far(monkeypatch, part, flagged):
     def less(x, weight, *_, out_shape, **__):
         return round(part * math.prod(out_shape) * math.prod(weight[1:]))
 
-    monkeypatch.setitem(counters.DISPATCHED, "torchvision::deform_conv2d", less)
+    monkeypatch.setitem(rules.DISPATCHED, "torchvision::deform_conv2d", less)
     offsets = torch.zeros(1, 18, 8, 10)
     net = Holds(lambda x, w, o: deform_conv2d(x, o, w, padding=1), (6, 4, 3, 3), offsets.shape)
     assert bool(counted(net, 1, 4, 8, 10).doubts) == flagged

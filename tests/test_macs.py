@@ -102,6 +102,19 @@ def test_the_metric_counts_one_image_and_doubles_for_flops():
     assert doubts == []
 
 
+class Timed(nn.Module):
+    def forward(self, x):
+        assert torch.is_inference_mode_enabled(), "only where it is timed"
+        return x
+
+
+def test_a_model_that_cannot_be_counted_has_empty_cells_and_says_why():
+    values, doubts = measured(Timed(), 3, 5, 5)
+    assert values == {"macs": None, "flops": None, "macs_second_opinion": None}
+    (doubt,) = doubts
+    assert doubt.startswith("not_counted: fvcore: AssertionError: only where it is timed")
+
+
 @pytest.mark.parametrize(("h", "w"), [(14, 14), (9, 13), (4, 20)])
 def test_neighborhood_attention_counts_the_keys_in_its_windows(h, w):
     block = zoo.create_block("neighborhood", channels=32, heads=4)

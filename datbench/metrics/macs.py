@@ -2,9 +2,9 @@
 
 `macs` is what papers call FLOPs and fvcore calls flops: one multiply-add is 1. `flops` is twice
 that. Counted are convolutions, linear layers, matrix products, fused attention and whatever else
-`datbench.rules` has a formula for, and as fvcore does 5 per element of a LayerNorm or GroupNorm, 2
-of a BatchNorm in eval, 4 per output element of bilinear sampling, and adaptive pooling by its
-input. Other elementwise work and data movement are not. docs/macs.md has the whole convention.
+`datbench.counters.rules` has a formula for, and as fvcore does 5 per element of a LayerNorm or
+GroupNorm, 2 of a BatchNorm in eval, 4 per output element of bilinear sampling, and adaptive pooling
+by its input. Other elementwise work and data movement are not. docs/macs.md has the convention.
 
 The count is that of the batch, divided by its size. Products that a module does only to mask them
 are left out: it tells their number as `excess_macs`, as neighborhood attention does, whose tiles

@@ -247,8 +247,8 @@ def _natten() -> dict[str, Rule]:
     return found
 
 
-# Operators as TorchScript's tracer sees them. The rest is fvcore's own: convolution, linear,
-# addmm, mm, bmm, batch, group and instance norm, bilinear and nearest upsampling, adaptive pooling.
+# Operators as TorchScript's tracer sees them. The rest is fvcore's own: convolution, addmm,
+# mm, bmm, batch, group and instance norm, bilinear and nearest upsampling, adaptive pooling.
 TRACED: dict[str, Rule] = {
     "aten::scaled_dot_product_attention": attention,
     "aten::_scaled_dot_product_attention_math": attention,
