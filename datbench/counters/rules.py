@@ -247,28 +247,15 @@ def _natten() -> dict[str, Rule]:
     return found
 
 
-# Operators as TorchScript's tracer sees them. The rest is fvcore's own: convolution, addmm,
-# mm, bmm, batch, group and instance norm, bilinear and nearest upsampling, adaptive pooling.
-TRACED: dict[str, Rule] = {
-    "aten::scaled_dot_product_attention": attention,
-    "aten::_scaled_dot_product_attention_math": attention,
-    "aten::_scaled_dot_product_flash_attention": attention,
+# Operators that the tracer and the dispatcher see alike.
+BOTH: dict[str, Rule] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
-    "aten::_scaled_dot_product_efficient_attention": attention,
-    "aten::_scaled_dot_product_cudnn_attention": attention,
     "aten::_scaled_dot_product_fused_attention_overrideable": attention,
-    "aten::_flash_attention_forward": attention_rows,
-    "aten::_efficient_attention_forward": attention_rows,
-    "aten::_convolution_mode": convolution,  # padding="same"
+    "aten::_efficient_attention_forward": attention_rows,  # torch's takes tokens for heads
     "torchvision::deform_conv2d": convolution,
-    "aten::linear": matmul,  # fvcore's takes a vector of weights for a matrix
-    "aten::matmul": matmul,  # and forgets axes that only the second tensor has
     "aten::mv": matmul,
     "aten::dot": matmul,
     "aten::vdot": matmul,
-    "aten::inner": contraction,
-    "aten::tensordot": contraction,
-    "aten::linalg_vecdot": vecdot,
     "aten::baddbmm": batched,
     "aten::baddbmm_": batched,
     "aten::addbmm": batched,
@@ -278,6 +265,24 @@ TRACED: dict[str, Rule] = {
     "aten::addmv_": batched,
     "aten::addr": outer,
     "aten::conv_tbc": conv_tbc,
+}
+# As TorchScript's tracer sees them. The rest is fvcore's own: convolution, addmm, mm, bmm, batch,
+# group and instance norm, bilinear and nearest upsampling, adaptive pooling.
+TRACED: dict[str, Rule] = {
+    **BOTH,
+    **_natten(),
+    "aten::scaled_dot_product_attention": attention,
+    "aten::_scaled_dot_product_attention_math": attention,
+    "aten::_scaled_dot_product_flash_attention": attention,
+    "aten::_scaled_dot_product_efficient_attention": attention,
+    "aten::_scaled_dot_product_cudnn_attention": attention,
+    "aten::_flash_attention_forward": attention_rows,
+    "aten::_convolution_mode": convolution,  # padding="same"
+    "aten::linear": matmul,  # fvcore's takes a vector of weights for a matrix
+    "aten::matmul": matmul,  # and forgets axes that only the second tensor has
+    "aten::inner": contraction,
+    "aten::tensordot": contraction,
+    "aten::linalg_vecdot": vecdot,
     "aten::einsum": einsum,  # fvcore's keeps four digits
     "aten::bilinear": bilinear,
     "aten::cdist": cdist,
@@ -285,7 +290,6 @@ TRACED: dict[str, Rule] = {
     "aten::gru": recurrent,
     "aten::rnn_tanh": recurrent,
     "aten::rnn_relu": recurrent,
-    **_natten(),
     "aten::layer_norm": layer_norm,  # fvcore's stops at more than five axes
     "aten::rms_norm": rms_norm,
     "aten::grid_sampler": grid_sampler,
@@ -295,10 +299,10 @@ TRACED: dict[str, Rule] = {
     "aten::upsample_linear1d": sampled(2),
     "aten::upsample_trilinear3d": sampled(8),
     "aten::upsample_bicubic2d": sampled(16),
-    "aten::adaptive_avg_pool1d": pooled,
-    "aten::adaptive_avg_pool3d": pooled,
     "aten::_upsample_bilinear2d_aa": sampled(4),
     "aten::_upsample_bicubic2d_aa": sampled(16),
+    "aten::adaptive_avg_pool1d": pooled,
+    "aten::adaptive_avg_pool3d": pooled,
 }
 # What they count is left out where the two counters are compared: torch's counts products alone.
 NOT_PRODUCTS = frozenset(
@@ -309,23 +313,9 @@ NOT_PRODUCTS = frozenset(
     upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
     """.split()
 )
-# Operators as torch's dispatcher sees them, beside those that torch has formulas for.
+# As torch's dispatcher sees them, beside those that torch has formulas for.
 DISPATCHED: dict[str, Rule] = {
-    "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
-    "aten::_scaled_dot_product_fused_attention_overrideable": attention,
-    "aten::_efficient_attention_forward": attention_rows,  # torch's takes tokens for heads
-    "torchvision::deform_conv2d": convolution,
-    "aten::mv": matmul,
-    "aten::dot": matmul,
-    "aten::vdot": matmul,
-    "aten::baddbmm_": batched,
-    "aten::addbmm": batched,
-    "aten::addbmm_": batched,
-    "aten::addmm_": batched,
-    "aten::addmv": batched,
-    "aten::addmv_": batched,
-    "aten::addr": outer,
-    "aten::conv_tbc": conv_tbc,
+    **BOTH,
     "aten::_trilinear": trilinear,
     "aten::_cdist_forward": cdist,
     "aten::mkldnn_rnn_layer": recurrent_layer,
