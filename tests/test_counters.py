@@ -63,8 +63,15 @@ class Deformed(nn.Module):
         return self.conv(x, self.offset(x))
 
 
-def of(*shape):
-    return torch.zeros(shape)
+class Hands(nn.Module):
+    """A class token that goes through a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.layer(x).sum(1, keepdim=True) + self.layer(self.token)
 
 
 class Holds(nn.Module):
@@ -111,7 +118,7 @@ def compiled(x):
     return COMPILED(x)
 
 
-COMPILED = torch.compile(lambda x: x @ x.mT)
+COMPILED = torch.compile(lambda x: x @ x.mT, fullgraph=True)
 ATTENTION = 2 * 10 * 10 * 16  # ten tokens of 16 channels
 # name: (module or function, shape of its input, multiply-adds by hand)
 OPERATORS = {
@@ -137,6 +144,12 @@ OPERATORS = {
         2 * 10 * 6 * 16,
     ),
     "convolution": (nn.Conv2d(4, 6, 3, stride=2), (1, 4, 7, 9), 3 * 4 * 6 * 36),
+    "convolution, one number for both axes": (
+        lambda x: F.conv2d(x, x.new_zeros(6, 4, 3, 3), stride=(2,), padding=[1]),
+        (1, 4, 7, 9),
+        4 * 5 * 6 * 36,
+    ),
+    "a parameter handed to a module": (Hands(), (1, 3, 4), 4 * 20),
     "convolution, grouped": (nn.Conv2d(4, 6, 3, groups=2), (1, 4, 5, 6), 3 * 4 * 6 * 18),
     "convolution, padding same": (
         nn.Conv2d(4, 6, 3, padding="same"),
@@ -218,6 +231,16 @@ OPERATORS = {
         (1, 1, 3, 5),
         2 * 3 * 4 * 5,
     ),
+    "einsum, the larger first": (
+        Holds(lambda x, a: torch.einsum("...jk,...ij", a, x), (1, 2, 5, 4)),
+        (1, 1, 3, 5),
+        2 * 3 * 4 * 5,
+    ),
+    "einsum, an ellipsis alone": (
+        Holds(lambda x, a: torch.einsum("...,...", x, a), (3, 5)),
+        (1, 3, 5),
+        0,
+    ),
     "einsum without a sum": (
         Holds(lambda x, a: torch.einsum("bij,j->bij", x, a), (5,)),
         (1, 3, 5),
@@ -254,6 +277,7 @@ OPERATORS = {
     ),
     "half a product is none": (lambda x: (x * x)[..., :2].sum(-1), (1, 3, 5), 0),
     "a product repeated is none": (lambda x: (x * x).expand(5, 3, 5).sum(0), (1, 3, 5), 0),
+    "a sum over one is no product": (lambda x: (x * x).sum(0), (1, 3, 5), 0),
     "a gate is no product": (lambda x: (x * x.sigmoid()).mean((1, 2)), (1, 3, 5), 0),
     "a scaled sum is no product": (lambda x: (x * 0.5).sum(1), (1, 3, 5), 0),
     "a sum scaled by a tensor is no product": (
@@ -272,6 +296,12 @@ def test_an_operator_counts_what_was_counted_by_hand_in_both_counters(name, meta
     if not meta and shape[0] > 1:
         assert found.macs == by_hand  # of the one input that it was run with
     assert (found.macs, found.second, found.doubts) == (by_hand, by_hand, ())
+
+
+def test_einsum_follows_the_path_it_is_given():
+    shapes = [(3, 4), (4, 5), (5, 6)]
+    assert rules.einsum("ij,jk,kl->il", shapes) == 3 * 4 * 5 + 3 * 5 * 6
+    assert rules.einsum("ij,jk,kl->il", shapes, [2, 1, 0, 1]) == 4 * 5 * 6 + 3 * 4 * 6
 
 
 @pytest.mark.parametrize(
