@@ -628,6 +628,15 @@ def test_a_large_model_is_never_built():
     assert found.macs == 3 * 2**17 + 3 * 2**34
 
 
+def test_a_model_that_is_built_here_may_hand_its_parameters_to_modules():
+    class Case:
+        def build(self):
+            return Hands()
+
+    found = count(built_from(Case()), torch.empty(1, 3, 4, device="meta"))
+    assert (found.macs, found.second, found.doubts) == (80, 80, ())
+
+
 def test_a_detector_is_counted_at_the_size_it_is_given():
     plan = make_plan(["yolov8n", "yolov8n"], img_size=320, device="cpu", image="noise")
     shape = (1, *plan.cases[0].workload.input_shape)

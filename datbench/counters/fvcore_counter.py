@@ -114,7 +114,7 @@ def _convolution(func: Any, n: int, transposed: bool, args: Any, kwargs: Any) ->
 
     def sides(name: str, usual: int) -> list[int]:
         value = given.get(name, usual)
-        return [value] * n if isinstance(value, int) else list(value) * (n // len(value))
+        return [value] * n if isinstance(value, int) else list(value)
 
     single = x.dim() == n + 1
     out = torch._convolution(
