@@ -71,7 +71,7 @@ class Hands(nn.Module):
         self.token, self.layer = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 5)
 
     def forward(self, x):
-        return self.layer(x).sum(1, keepdim=True) + self.layer(self.token)
+        return self.layer(x).sum(1, keepdim=True) + self.layer(self.token.expand(len(x), -1, -1))
 
 
 class Holds(nn.Module):
