@@ -341,7 +341,7 @@ def verify(pattern: str, against: Path | None, number: int | None, seed: int, fo
     if number is not None:
         claims = verifying.sample(claims, number, seed)
     with _progress() as progress:
-        checks, interrupted = _until_interrupted(verifying.verify(claims, progress))
+        checks, interrupted = _until_interrupted(verifying.verify(claims, progress), len(claims))
     if form == "table":
         _stdout().print(verifying.show(checks))
     else:
@@ -426,7 +426,8 @@ def _break_down(
         found, interrupted = _until_interrupted(
             breakdown.break_down(
                 plan, depth=timed_depth, time_modules=time_modules, progress=progress
-            )
+            ),
+            len(plan.cases),
         )
     if form == "table":
         for part in found:
@@ -446,7 +447,7 @@ def _break_down(
         sys.exit(FAILED)
 
 
-def _until_interrupted(results: Iterator[T]) -> tuple[list[T], bool]:
+def _until_interrupted(results: Iterator[T], number: int) -> tuple[list[T], bool]:
     """Take results as they come; Ctrl-C ends it, and is an error only before the first."""
     found: list[T] = []
     try:
@@ -455,6 +456,7 @@ def _until_interrupted(results: Iterator[T]) -> tuple[list[T], bool]:
     except KeyboardInterrupt:
         if not found:
             raise click.Abort from None
+        click.echo(f"Interrupted after {len(found)} of {number} models.", err=True)
         return found, True
     return found, False
 

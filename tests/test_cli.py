@@ -8,11 +8,12 @@ import json
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from datbench.cli import cli
+from datbench.cli import _until_interrupted, cli
 from datbench.store import RunFolder
 
 
@@ -215,3 +216,20 @@ def test_a_photograph_of_ones_own_is_taken(call, tmp_path, monkeypatch):
     result = call("profile", "dat", "--image", "mine.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert plans[0].cases[0].workload.image == str(tmp_path / "mine.png")
+
+
+def test_an_interrupt_keeps_what_was_found_before_it(capsys):
+    def results():
+        yield 1
+        yield 2
+        raise KeyboardInterrupt
+
+    assert _until_interrupted(results(), 5) == ([1, 2], True)
+    assert capsys.readouterr().err == "Interrupted after 2 of 5 models.\n"
+    assert _until_interrupted(iter("ab"), 2) == (["a", "b"], False)
+    with pytest.raises(click.Abort):
+        _until_interrupted(map(_interrupted, [1]), 1)
+
+
+def _interrupted(_):
+    raise KeyboardInterrupt

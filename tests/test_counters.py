@@ -637,6 +637,12 @@ def test_a_model_that_is_built_here_may_hand_its_parameters_to_modules():
     assert (found.macs, found.second, found.doubts) == (80, 80, ())
 
 
+@pytest.mark.parametrize("name", ["dat_tiny", "dat_pp_tiny", "pvt_small", "pvt_v2_b0", "swin_tiny"])
+def test_classifiers_of_the_zoo_are_built_without_weights(name):
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in zoo.create_model(name).parameters())
+
+
 def test_a_detector_is_counted_at_the_size_it_is_given():
     plan = make_plan(["yolov8n", "yolov8n"], img_size=320, device="cpu", image="noise")
     shape = (1, *plan.cases[0].workload.input_shape)

@@ -218,7 +218,7 @@ def build_dat(
     if list(dims) != doubled:
         raise ZooError(f"dims={list(dims)}: expected each stage twice as wide as the one before")
     rows, columns = (side // patch_size for side in sides(img_size))
-    drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+    drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
     stages = []
     for i, (dim, depth, spec) in enumerate(zip(dims, depths, stage_spec, strict=True)):
         if len(spec) != depth or not set(spec) <= set(letters):

@@ -58,7 +58,7 @@ class PVT(Pyramid):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.map_sizes: list[tuple[int, int]] = []
         (rows, columns), width = sides(img_size), 3
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims[-1]))
