@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import types
 
 import pytest
@@ -60,13 +59,12 @@ def test_a_network_by_hand():
 
 def test_resident_memory_peaks_with_a_large_tensor():
     def step():
-        return torch.ones(64 * MIB // 4).sum()
+        return torch.ones(512 * MIB // 4).sum()
 
     device = CpuDevice()
-    gc.collect()  # what earlier tests left must not go in between
     small = {m.name: m.value for m in device.memory(lambda: None, [])}["rss_peak_mib"]
     large = {m.name: m.value for m in device.memory(step, [])}["rss_peak_mib"]
-    assert large - small > 40
+    assert large - small > 400  # the kernel counts in batches on each core, and may be behind
 
 
 def test_shared_parameters_count_once_and_frozen_ones_apart():
