@@ -43,16 +43,18 @@ class Breakdown:
     error: str = ""
 
     @property
-    def modules(self) -> list[ModuleRow]:
-        """Modules in the order of the model, with their times."""
-        rows = self.count.modules if self.count else ()
-        times = self.times.latency_ms if self.times else {}
-        return [dataclasses.replace(row, latency_ms=times.get(row.name)) for row in rows]
+    def modules(self) -> tuple[ModuleRow, ...]:
+        """Modules in the order of the model."""
+        return self.count.modules if self.count else ()
 
     @property
     def operators(self) -> tuple[OperatorRow, ...]:
         """Operators, the most expensive first, then those without a count."""
         return self.count.operators if self.count else ()
+
+    def latency_ms(self, module: str) -> float | None:
+        """Median time of a module, where it was asked for and the module is called."""
+        return self.times.latency_ms.get(module) if self.times else None
 
     def share(self, macs: int | None) -> float | None:
         """Part of the whole model's multiply-adds."""
@@ -86,8 +88,7 @@ def break_down(
 
     Nothing is run to be counted, unless the model needs data; timing runs it on its device.
     """
-    modules = {module for case in plan.cases for module in case.modules}
-    with Pool(plan.protocol.timeout_s, sorted(modules)) as pool:
+    with Pool(plan.protocol.timeout_s, plan.cases) as pool:
         for number, case in enumerate(plan.cases):
             progress(f"{case.label}: by its parts", number / len(plan.cases))
             worker = pool.start(case)
@@ -115,7 +116,7 @@ def module_rows(breakdown: Breakdown, depth: int | None) -> list[dict[str, Any]]
     for row in breakdown.modules:
         if depth is None or _depth(row.name) <= depth:
             figures = (row.params, row.macs, breakdown.share(row.macs), row.products, row.second)
-            rest = (row.activations, row.output, row.latency_ms)
+            rest = (row.activations, row.output, breakdown.latency_ms(row.name))
             values = (label, row.name, row.kind, *figures, *rest)
             found.append(dict(zip(MODULE_COLUMNS, values, strict=True)))
     return found
@@ -211,7 +212,7 @@ def _module_table(breakdown: Breakdown, depth: int) -> Iterator[RenderableType]:
             short(row.activations),
             row.output,
         ]
-        table.add_row(name, *cells, *([rounded(row.latency_ms)] if timed else []))
+        table.add_row(name, *cells, *([rounded(breakdown.latency_ms(row.name))] if timed else []))
     yield table
     if hidden := len(rows) - len(shown):
         yield Text(f"{hidden} modules without parameters and MACs are not shown.", "dim")
@@ -219,20 +220,16 @@ def _module_table(breakdown: Breakdown, depth: int) -> Iterator[RenderableType]:
 
 def _branches(names: Sequence[str]) -> Iterator[str]:
     """Lines that join each name to the one it belongs to, as in a tree of files."""
+    last = {name.rpartition(".")[0]: name for name in names if name}  # of what each one holds
     for name in names:
-        if not name:
-            yield ""
-            continue
-        parts = name.split(".")
         line = ""
+        parts = name.split(".") if name else []
         for level in range(len(parts)):
-            above, here = ".".join(parts[:level]), ".".join(parts[: level + 1])
-            siblings = [other for other in names if other and other.rpartition(".")[0] == above]
-            last = siblings[-1] == here
+            ends = last[".".join(parts[:level])] == ".".join(parts[: level + 1])
             if level == len(parts) - 1:
-                line += "└─ " if last else "├─ "
+                line += "└─ " if ends else "├─ "
             else:
-                line += "   " if last else "│  "
+                line += "   " if ends else "│  "
         yield line
 
 

@@ -86,11 +86,12 @@ class Pool:
 
     Args:
         timeout_s: seconds after which a silent worker counts as hung.
-        modules: what the fork server imports once, so that no worker has to.
+        cases: what will be started; what they need is imported once, in the fork server.
     """
 
-    def __init__(self, timeout_s: float, modules: Sequence[str] = ()) -> None:
+    def __init__(self, timeout_s: float, cases: Sequence[Case] = ()) -> None:
         self._timeout_s = timeout_s
+        modules = dict.fromkeys(module for case in cases for module in case.modules)
         self._modules = ["datbench.worker", *COUNTING, *modules]
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context(

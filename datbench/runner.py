@@ -64,8 +64,7 @@ def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) 
     """
     run_ = _Run(plan, folder, progress)
     try:
-        modules = dict.fromkeys(module for case in plan.cases for module in case.modules)
-        with Pool(plan.protocol.timeout_s, list(modules)) as pool:
+        with Pool(plan.protocol.timeout_s, plan.cases) as pool:
             run_.measure(pool)
     except KeyboardInterrupt:
         run_.interrupted = True

@@ -48,7 +48,6 @@ class ModuleRow:
         second: of the second counter.
         activations: elements that products return, scores of fused attention among them.
         output: shape of what it returned last; "" if it was not called.
-        latency_ms: median time, where it was asked for.
     """
 
     name: str
@@ -59,7 +58,6 @@ class ModuleRow:
     second: int | None = None
     activations: int | None = None
     output: str = ""
-    latency_ms: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

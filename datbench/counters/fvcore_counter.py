@@ -31,7 +31,7 @@ def traced(model: nn.Module, images: torch.Tensor) -> Tally:
     from torch.utils.flop_counter import flop_registry
 
     handles: dict[str, Any] = {
-        f"{op._qualified_op_name}": functools.partial(_of_torch, formula)
+        op._qualified_op_name: functools.partial(_of_torch, formula)
         for op, formula in flop_registry.items()
         if hasattr(op, "_qualified_op_name")  # a user's operator has its formula there too
     }
