@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datbench.calibration import latest_calibration
 from datbench.plan import Plan, make_plan
 from datbench.records import Record
 from datbench.runner import Progress, run
@@ -21,6 +22,7 @@ def compare(
     quick: bool = False,
     rigorous: bool = False,
     budget: float | None = None,
+    min_effect: float = DEFAULT.min_effect,
     results: str | os.PathLike[str] = "results",
     progress: Progress = lambda _, __: None,
     **options: Any,
@@ -32,6 +34,7 @@ def compare(
         quick: one process pair, no verdicts.
         rigorous: up to 20 process pairs instead of 8.
         budget: seconds after which no further round starts.
+        min_effect: relative difference below which two models count as the same.
         results: folder that gets a folder for this run, with records and raw samples.
         progress: called with what is going on and the fraction that is done.
         options: as `datbench.plan.make_plan` takes them: device, batch_size, img_size, ...
@@ -40,8 +43,9 @@ def compare(
     Raises:
         UserError, ZooError: (ValueErrors) before anything is measured.
     """
-    protocol = choose_protocol(quick, rigorous, budget)
-    return run(*prepare("compare", models, protocol, Path(results), **options), progress)
+    protocol = choose_protocol(quick, rigorous, budget, min_effect)
+    plan, folder = prepare("compare", models, protocol, Path(results), **options)
+    return run(plan, folder, progress, latest_calibration(Path(results), plan.cases[0].workload))
 
 
 def profile(
@@ -69,12 +73,17 @@ def prepare(
     return plan, RunFolder.create(results, command)
 
 
-def choose_protocol(quick: bool, rigorous: bool, budget: float | None) -> Protocol:
+def choose_protocol(
+    quick: bool, rigorous: bool, budget: float | None, min_effect: float
+) -> Protocol:
     """Return the protocol of a comparison."""
     tier = QUICK if quick else RIGOROUS if rigorous else DEFAULT
-    return dataclasses.replace(tier, budget_s=budget)
+    return dataclasses.replace(tier, budget_s=budget, min_effect=min_effect)
 
 
 def profile_protocol(rigorous: bool, budget: float | None) -> Protocol:
     """Return the protocol of a profile: nothing is compared, so one look at the end."""
-    return dataclasses.replace(QUICK, looks=(5 if rigorous else 1,), budget_s=budget)
+    tier = RIGOROUS if rigorous else QUICK
+    return dataclasses.replace(
+        QUICK, looks=(5 if rigorous else 1,), budget_s=budget, name=tier.name
+    )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datbench.records import Record
     from datbench.schedule import Protocol
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, FLAGGED, GATED, INTERRUPTED = 1, 2, 3, 4, 130
 T = TypeVar("T")
 
 
@@ -170,6 +170,16 @@ WORKLOAD = _all(
     ),
     click.option("--amp", is_flag=True, help="Run under autocast, weights in float32."),
     click.option("--channels-last", is_flag=True, help="Memory format of weights and input."),
+    click.option("--tf32", is_flag=True, help="CUDA: products of float32 factors cut to 10 bits."),
+    click.option(
+        "--cudnn-benchmark/--no-cudnn-benchmark",
+        default=True,
+        show_default=True,
+        help="CUDA: let cuDNN try its algorithms.",
+    ),
+    click.option(
+        "--cold-cache", is_flag=True, help="CUDA: overwrite the L2 cache before each iteration."
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1),
@@ -256,7 +266,8 @@ def profile(
         raise UserError("--by-module and --by-op exclude each other; give one of them")
     rigorous, budget = options.pop("rigorous"), options.pop("budget")
     if not by_module and not by_op:
-        _measure("profile", models, profile_protocol(rigorous, budget), **options)
+        protocol = profile_protocol(rigorous, budget)
+        _exit_on_faults(_measure("profile", models, protocol, **options))
         return
     if rigorous or budget is not None:
         raise UserError("--rigorous and --budget are for measuring; leave them out of a count")
@@ -275,17 +286,104 @@ def profile(
 )
 @click.option("--baseline", help="Model that the others are compared with; the first by default.")
 @click.option("--quick", is_flag=True, help="One process pair, no verdicts.")
+@click.option(
+    "--min-effect",
+    type=click.FloatRange(0, 50, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Difference below which two models count as the same.",
+)
+@click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="'slower>5%'",
+    help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 3 if a row is flagged.")
+@click.option("--verbose", is_flag=True, help="Also tell where the time went.")
 @WORKLOAD
 @OUTPUT
 @RESULTS
 @FORMAT
 def compare(
-    models: tuple[str, ...], quick: bool, rigorous: bool, budget: float | None, **options: Any
+    *,
+    models: tuple[str, ...],
+    quick: bool,
+    rigorous: bool,
+    budget: float | None,
+    min_effect: float,
+    conditions: tuple[str, ...],
+    strict: bool,
+    **options: Any,
 ) -> None:
     """Measure models against each other, interleaved, and say which differences are real."""
+    from datbench.gate import Gate, failures
+
     if quick and rigorous:
         raise UserError("--quick and --rigorous exclude each other; give one of them")
-    _measure("compare", models, choose_protocol(quick, rigorous, budget), **options)
+    if quick and conditions:
+        raise UserError("--fail-if needs verdicts, which --quick has not; leave one of them out")
+    gates = [Gate.parse(text) for text in conditions]
+    protocol = choose_protocol(quick, rigorous, budget, min_effect / 100)
+    records = _measure("compare", models, protocol, **options)
+    reasons = list(failures(records, gates))
+    for reason in reasons:
+        click.echo(reason, err=True)
+    if reasons:
+        sys.exit(GATED)
+    _exit_on_faults(records)
+    if strict and any(record.flags for record in records):
+        sys.exit(FLAGGED)
+
+
+@cli.command()
+@click.argument("model", default="pvt_v2_b0", shell_complete=complete_model)
+@click.option(
+    "--pairs",
+    type=click.IntRange(5),
+    default=20,
+    show_default=True,
+    help="Process pairs; in multiples of 5 none is left out.",
+)
+@WORKLOAD
+@RESULTS
+def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
+    """Compare MODEL with itself: the noise of this machine, and what it can tell apart.
+
+    The result is kept under --results, and `compare` tells it from then on.
+    """
+    from datbench import calibration, health
+    from datbench.reports.txt import plain_table
+
+    if rigorous:
+        raise UserError("--rigorous is for measuring models; give --pairs here")
+    protocol = calibration.protocol(pairs, options.pop("budget"))
+    copies = [model] * calibration.COPIES
+    plan, folder = prepare("calibrate", copies, protocol, options.pop("results"), **options)
+    with _progress() as progress:
+        records, found, state = calibration.calibrate(plan, folder, progress)
+    findings = [*health.host(), *health.gpu(state)]
+    table = plain_table()
+    for title in ("machine", "found", "what to do"):
+        table.add_column(title)
+    for finding in findings:
+        table.add_row(finding.what, finding.found, finding.advice)
+    console = _stdout()
+    console.print(table)
+    console.print()
+    _print_records(records, "table")
+    if found is not None:
+        for line in calibration.told(found):
+            console.print(line, markup=False, highlight=False)
+    click.echo(f"Records and samples: {folder.path}", err=True)
+    _exit_on_faults(records)
+    if found is None:
+        raise UserError(
+            f"too few process pairs for a calibration: {records[0].values.get('pairs') or 0}, "
+            "expected 5 or more; give it a longer --budget"
+        )
 
 
 @cli.command("export-report")
@@ -379,24 +477,37 @@ def _measure(
     outputs: Sequence[Path],
     results: Path,
     form: str,
+    verbose: bool = False,
     **options: Any,
-) -> None:
-    """Plan, run, show and write; exit with 1 if a model failed."""
+) -> list[Record]:
+    """Plan, run, show and write; a run that Ctrl-C ended exits here."""
+    from datbench.calibration import latest_calibration
     from datbench.reports import check_output
+    from datbench.reports.txt import account
     from datbench.runner import run
 
     for output in outputs:
         check_output(output)
     plan, folder = prepare(command, models, protocol, results, **options)
+    known = latest_calibration(results, plan.cases[0].workload) if command == "compare" else None
     with _progress() as progress:
-        records = run(plan, folder, progress)
+        records = run(plan, folder, progress, known)
     interrupted = any("interrupted" in record.flags for record in records)
     if interrupted and not any(record.measurements for record in records):
         raise click.Abort  # there is nothing to show
     _print_records(records, form)
+    if verbose and form == "table":
+        _stdout().print("", account(records), sep="\n")
     _write(records, outputs)
     click.echo(f"Records and samples: {folder.path}", err=True)
     if interrupted:
+        sys.exit(INTERRUPTED)
+    return records
+
+
+def _exit_on_faults(records: Sequence[Record]) -> None:
+    """Exit with 1 if a model failed, with 130 if Ctrl-C ended the run."""
+    if any("interrupted" in record.flags for record in records):
         sys.exit(INTERRUPTED)
     if any(record.error for record in records):
         sys.exit(FAILED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import os
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from datbench import gauges
 from datbench.errors import UserError
-from datbench.records import Measurement
+from datbench.nvml import Gauge
+from datbench.records import Measurement, Workload
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +42,35 @@ class Timing:
 
 
 class Device(Protocol):
-    """What the metrics need of a device."""
+    """What the metrics need of a device.
+
+    Args:
+        name: "cpu" or "cuda:N".
+        warm_up_s: seconds for which a process runs at least before it is timed.
+        switch_steps: untimed runs at the start of a slot, at least, which absorb what others left
+            behind.
+        switch_s: seconds for which they last, at least.
+    """
 
     name: str
+    warm_up_s: float
+    switch_steps: int
+    switch_s: float
 
     def time(self, step: Step, iterations: int) -> Timing:
         """Run `step` so often, timing each run."""
+
+    def state(self) -> gauges.Gpu | None:
+        """Read clock, temperature and power; None where the device is the host."""
+
+    def energy_mj(self) -> int | None:
+        """Millijoules that the device has used; None where it does not tell."""
+
+    def room_mib(self) -> float:
+        """Free memory, into which the models that are compared must fit together."""
+
+    def health(self) -> dict[str, Any]:
+        """Return settings of the device on which steady times depend."""
 
     def mark(self) -> Any:
         """Note the time at this point of the device's work."""
@@ -98,21 +124,24 @@ def count_cuda_devices() -> int:
     return count.value
 
 
-def open_device(name: str, threads: int) -> Device:
-    """Make torch ready to measure on a device, with every setting that matters explicit."""
+def open_device(work: Workload) -> Device:
+    """Make torch ready for a workload, with every setting that matters explicit."""
     import torch
 
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")  # float32 means float32, not TF32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    return CpuDevice() if name == "cpu" else CudaDevice(name)
+    torch.set_num_threads(work.threads)
+    torch.set_float32_matmul_precision("high" if work.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = work.tf32
+    torch.backends.cudnn.benchmark = work.cudnn_benchmark
+    return CpuDevice() if work.device == "cpu" else CudaDevice(work.device, work.cold_cache)
 
 
 class CpuDevice:
     """The processor, on a monotonic clock."""
 
     name = "cpu"
+    warm_up_s = 0.2  # fresh processes were as fast as they get within 20 iterations or 0.15 s
+    switch_steps = 1
+    switch_s = 0.01  # threads of the model before spin for some milliseconds before they sleep
 
     def time(self, step: Step, iterations: int) -> Timing:
         """Time each run by the monotonic clock."""
@@ -144,21 +173,49 @@ class CpuDevice:
         yield Measurement("peak_allocated_mib", peak / MIB)
         yield Measurement("rss_peak_mib", rss / MIB)
 
+    def state(self) -> None:
+        """Nothing that the host's gauges leave out."""
+
+    def energy_mj(self) -> None:
+        """Processors tell root alone."""
+
+    def room_mib(self) -> float:
+        """Memory that the machine and the container have left."""
+        import psutil
+
+        return min(psutil.virtual_memory().available, gauges.memory_left()) / MIB
+
+    def health(self) -> dict[str, Any]:
+        """Nothing beside what the host tells."""
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """Return the processor's name."""
         return {"device_name": cpu_name()}
 
 
 class CudaDevice:
-    """A CUDA device, on its own events."""
+    """A CUDA device, on its own events.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: "cuda:N".
+        cold_cache: overwrite the L2 cache before each timed run.
+    """
+
+    warm_up_s = 2.0  # clocks rise for a second or two
+    switch_steps = 2
+    switch_s = 0.0
+
+    def __init__(self, name: str, cold_cache: bool = False) -> None:
         import torch
 
         self.name = name
         self._torch = torch
         torch.cuda.set_device(name)
         self._events: list[tuple[Any, Any]] = []
+        self._cold_cache = cold_cache
+        uuid = str(torch.cuda.get_device_properties(name).uuid)
+        self._gauge = Gauge(uuid, int(name.partition(":")[2] or 0))
 
     def time(self, step: Step, iterations: int) -> Timing:
         """Time each run by a pair of events, read after one synchronise at the end."""
@@ -168,18 +225,42 @@ class CudaDevice:
             self._events.append(pair)
         events = self._events[:iterations]
         clock = time.perf_counter_ns
-        cuda.synchronize()
-        stamps = [clock()]
+        flush = self._flush if self._cold_cache else None
+        host_ms = []
         for start, end in events:
+            if flush is not None:
+                flush.zero_()
+            began = clock()
             start.record()
             step()
             end.record()
-            stamps.append(clock())
+            host_ms.append((clock() - began) / 1e6)
         cuda.synchronize()
-        return Timing(
-            [start.elapsed_time(end) for start, end in events],
-            [(b - a) / 1e6 for a, b in itertools.pairwise(stamps)],
-        )
+        return Timing([start.elapsed_time(end) for start, end in events], host_ms)
+
+    @functools.cached_property
+    def _flush(self) -> torch.Tensor:
+        """A tensor that leaves no room for anything else in the L2 cache."""
+        size = 2 * self._torch.cuda.get_device_properties(self.name).L2_cache_size
+        return self._torch.empty(size, dtype=self._torch.int8, device=self.name)
+
+    def state(self) -> gauges.Gpu:
+        """Read the driver's gauges."""
+        return self._gauge.state()
+
+    def energy_mj(self) -> int | None:
+        """Read the board's counter, once what was launched is done."""
+        self._torch.cuda.synchronize()
+        return self._gauge.energy_mj()
+
+    def room_mib(self) -> float:
+        """Memory that the driver has left."""
+        free, _ = self._torch.cuda.mem_get_info()
+        return free / MIB
+
+    def health(self) -> dict[str, Any]:
+        """Return persistence mode, clocks and limits."""
+        return self._gauge.health()
 
     def mark(self) -> Any:
         """Record an event."""
@@ -203,7 +284,8 @@ class CudaDevice:
         cuda.synchronize()
         yield Measurement("peak_allocated_mib", cuda.max_memory_allocated() / MIB)
         yield Measurement("peak_reserved_mib", cuda.max_memory_reserved() / MIB)
-        yield Measurement("process_memory_mib", self._process_mib())
+        ours = self._gauge.process_bytes()
+        yield Measurement("process_memory_mib", None if ours is None else ours / MIB)
         yield Measurement("rss_peak_mib", _peak_rss() / MIB)
 
     def facts(self) -> dict[str, Any]:
@@ -212,30 +294,10 @@ class CudaDevice:
         version = torch.backends.cudnn.version()
         return {
             "device_name": torch.cuda.get_device_name(),
-            "driver": self._nvml(lambda nvml, _: nvml.nvmlSystemGetDriverVersion()),
+            "driver": self._gauge.driver(),
             "cuda": torch.version.cuda,
             "cudnn": None if version is None else str(version),
         }
-
-    def _process_mib(self) -> float | None:
-        def used(nvml: Any, handle: Any) -> float | None:
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                    return process.usedGpuMemory / MIB
-            return None
-
-        return self._nvml(used)
-
-    def _nvml(self, read: Callable[[Any, Any], Any]) -> Any:
-        """Ask the management library about this device, found by UUID; None if it cannot tell."""
-        import pynvml
-
-        uuid = self._torch.cuda.get_device_properties(self.name).uuid
-        try:
-            pynvml.nvmlInit()
-            return read(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-        except pynvml.NVMLError:
-            return None
 
 
 def cpu_name() -> str:
@@ -253,11 +315,11 @@ def usable_cores() -> int:
     import psutil
 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limits = (affinity, psutil.cpu_count(logical=False), _cpu_quota())
+    limits = (affinity, psutil.cpu_count(logical=False), cpu_quota())
     return max(1, min(limit for limit in limits if limit) if any(limits) else 1)
 
 
-def _cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
     """Cores that the container may keep busy, by cgroup version 2; None without a limit."""
     try:
         quota, period = file.read_text(encoding="ascii").split()

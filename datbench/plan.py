@@ -140,6 +140,9 @@ def make_plan(
     dtype: str = "float32",
     amp: bool = False,
     channels_last: bool = False,
+    tf32: bool = False,
+    cudnn_benchmark: bool = True,
+    cold_cache: bool = False,
     threads: int | None = None,
     seed: int = 0,
     image: str = "photo",
@@ -150,7 +153,7 @@ def make_plan(
 
     Args:
         models: names as the zoo reads them.
-        command: "compare" compares with a baseline, "profile" does not.
+        command: "compare" and "calibrate" compare with a baseline, "profile" does not.
         protocol: how often to measure.
         baseline: one of the models; the first by default.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -160,6 +163,9 @@ def make_plan(
         dtype: "float32", "float16" or "bfloat16".
         amp: autocast to `dtype`; to the device's usual half type where `dtype` is float32.
         channels_last: memory format of weights and input.
+        tf32: let CUDA round the factors of float32 products to 10 bits.
+        cudnn_benchmark: let cuDNN try its algorithms and take the fastest.
+        cold_cache: overwrite a GPU's L2 cache before each timed iteration.
         threads: of one operator on the CPU; all usable cores by default.
         seed: of weights, noise and order.
         image: "photo", "noise" or a file.
@@ -177,11 +183,19 @@ def make_plan(
     for what, number in (("batch size", batch_size), ("threads", threads), ("img size", img_size)):
         if number is not None and number < 1:
             raise UserError(f"{what} is {number}; expected 1 or more")
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
+        raise UserError(
+            "OMP_WAIT_POLICY is ACTIVE: threads of waiting models would take the cores of the one "
+            "that is timed; unset it"
+        )
     check_image(image)
     files = add_plugins(plugins)
     names = [parse_name(model) for model in models]
     shapes = [_shape(named, img_size, input_shape) for named in names]
     where = resolve_device(device)
+    if where == "cpu" and (cold_cache or tf32):
+        option = "--cold-cache" if cold_cache else "--tf32"
+        raise UserError(f"{option} is for CUDA devices; the device is {where}")
     if amp and dtype == "float32":
         dtype = "bfloat16" if where == "cpu" else "float16"
     labels = _labels([str(named) for named in names])
@@ -198,6 +212,9 @@ def make_plan(
                 dtype=dtype,
                 amp=amp,
                 channels_last=channels_last,
+                tf32=tf32,
+                cudnn_benchmark=cudnn_benchmark,
+                cold_cache=cold_cache,
                 image=image,
                 threads=threads or usable_cores(),
                 seed=seed,
@@ -207,7 +224,7 @@ def make_plan(
         )
         for label, named, shape in zip(labels, names, shapes, strict=True)
     )
-    compares = command == "compare"
+    compares = command != "profile"
     return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
 
 

@@ -15,12 +15,15 @@ from typing import Any
 from datbench.counters import IMPORTS as COUNTING
 from datbench.plan import Case
 
-# The workers' environment: no messages of libraries in between, no look at the network.
+# The workers' environment: no messages of libraries in between, no look at the network; and
+# threads that spin for some milliseconds before they sleep, as libgomp's do by default. Passive
+# waiting makes small models 2.5 times slower on a quiet machine: docs/decisions.md.
 QUIET = {
     "YOLO_VERBOSE": "False",
     "YOLO_AUTOINSTALL": "False",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
+WAITING = {"GOMP_SPINCOUNT": "300000"}
 
 
 class WorkerFault(Exception):
@@ -106,7 +109,7 @@ class Pool:
 
             self._context.set_forkserver_preload(self._modules)
             resource_tracker.ensure_running()  # it unblocks interrupts, so it comes first
-            with _environment(QUIET), _interrupts_blocked():
+            with _environment(_variables()), _interrupts_blocked():
                 forkserver.ensure_running()
         return self
 
@@ -117,7 +120,7 @@ class Pool:
 
     def start(self, case: Case) -> Worker:
         """Start a worker for a case; it builds nothing until asked."""
-        with _environment(QUIET):
+        with _environment(_variables()):
             worker = Worker(self._context, case, self._timeout_s)
         self._workers.append(worker)
         return worker
@@ -142,6 +145,10 @@ def _no_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _variables() -> dict[str, str]:
+    return QUIET if "OMP_WAIT_POLICY" in os.environ else QUIET | WAITING
 
 
 @contextlib.contextmanager

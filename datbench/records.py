@@ -34,6 +34,9 @@ class Workload:
         dtype: of weights and input, or of the arithmetic where `amp` is set.
         amp: run under autocast to `dtype`, weights in float32.
         channels_last: memory format of weights and input.
+        tf32: let CUDA round the factors of float32 products to 10 bits.
+        cudnn_benchmark: let cuDNN try its algorithms and take the fastest.
+        cold_cache: overwrite a GPU's L2 cache before each timed iteration.
         mode: "inference", one forward.
         runtime: "eager".
         image: "photo" for the photographs that ultralytics ships, "noise", or a file's path.
@@ -47,6 +50,9 @@ class Workload:
     dtype: str = "float32"
     amp: bool = False
     channels_last: bool = False
+    tf32: bool = False
+    cudnn_benchmark: bool = True
+    cold_cache: bool = False
     mode: str = "inference"
     runtime: str = "eager"
     image: str = "photo"
@@ -76,6 +82,7 @@ class Environment:
     cudnn: str | None = None
     git_commit: str | None = None
     platform: str = ""
+    cores: int | None = None
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -102,8 +109,11 @@ class Comparison:
     Args:
         baseline: label of the model compared with.
         ratio: its time over the baseline's; above 1 is slower.
-        lo, hi: 95 % interval of the ratio; None where one round is all there is.
+        lo, hi: interval of the ratio, at the level at which the verdict was taken, 95 % over all
+            looks; None where one round is all there is.
         verdict: FASTER, SLOWER, SAME or INCONCLUSIVE; None after a single process pair.
+        pairs_needed: process pairs that would settle what is INCONCLUSIVE, if it went on like
+            this.
     """
 
     baseline: str
@@ -111,11 +121,43 @@ class Comparison:
     lo: float | None = None
     hi: float | None = None
     verdict: str | None = None
+    pairs_needed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What comparisons of a model with itself showed on a machine.
+
+    Args:
+        timestamp_utc: when.
+        model: label of the model, with `latency_ms` of it.
+        latency_ms: median.
+        pairs: process pairs.
+        deviation: standard deviation of the ratio over process pairs, relative.
+        detectable: smallest relative difference that is found 19 times of 20, by tier.
+        false_verdicts, comparisons: how often the model was called faster or slower than itself.
+    """
+
+    timestamp_utc: str
+    model: str
+    latency_ms: float
+    pairs: int
+    deviation: float
+    detectable: Mapping[str, float]
+    false_verdicts: int
+    comparisons: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Everything known of one model under one workload in one run."""
+    """Everything known of one model under one workload in one run.
+
+    Args:
+        tier: "quick", "default" or "rigorous".
+        budget_s: limit of the whole run; None where there was none.
+        spent_s: seconds that went into the model, by what they went into.
+        calibration: of this machine, where there is one.
+    """
 
     run_id: str
     key: str
@@ -133,6 +175,10 @@ class Record:
     published_macs: float | None = None
     published_top1: float | None = None
     published_source: str = ""
+    tier: str = ""
+    budget_s: float | None = None
+    spent_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    calibration: Calibration | None = None
     schema: int = SCHEMA
 
     @functools.cached_property
@@ -201,6 +247,8 @@ class Record:
             parts["environment"] = Environment(**data["environment"])
         if data["comparison"]:
             parts["comparison"] = Comparison(**data["comparison"])
+        if data.get("calibration"):
+            parts["calibration"] = Calibration(**data["calibration"])
         parts["warnings"] = tuple(data["warnings"])
         parts["measurements"] = tuple(
             Measurement(m["name"], m["value"], tuple(m["warnings"])) for m in data["measurements"]

@@ -2,33 +2,48 @@
 
 First each model answers, in a process of its own, what needs no clock. Then come process pairs:
 fresh workers for all models are alive together and are timed one at a time, in rounds whose
-order is a random permutation and its mirror image, while this process sleeps.
+order is a random permutation and its mirror image, while this process sleeps. Models that do not
+fit in memory together are split into groups that each hold the baseline.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
+import os
 import platform
 import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from datbench import gauges
 from datbench.device import cpu_name
-from datbench.metrics.latency import WARMUP_MOST_S, Samples, summarise
+from datbench.metrics.latency import WARMUP_MOST_S, Samples, Slot, summarise
 from datbench.plan import Case, Plan, versions
 from datbench.pool import Pool, Worker, WorkerFault
-from datbench.records import Comparison, Environment, Measurement, Record
-from datbench.schedule import comparison_level, round_order, slot_iterations
-from datbench.stats import median_interval, round_difference, student_interval, verdict
+from datbench.records import Calibration, Comparison, Environment, Measurement, Record
+from datbench.schedule import (
+    FEWEST_PAIRS,
+    LOOK_LEVEL,
+    PAUSES_S,
+    groups,
+    may_redo,
+    pair_rounds,
+    round_order,
+    slot_iterations,
+)
+from datbench.stats import Decision, decide, median_interval, round_difference
 from datbench.store import RunFolder
 
 Progress = Callable[[str, float], None]
+SWITCH_MS = 12.0  # untimed at the start of a slot, about
+DISTURBED = 0.05  # of a model's slots, from which on the row is flagged
 
 
 @dataclasses.dataclass
@@ -38,11 +53,29 @@ class Arm:
     case: Case
     environment: Environment
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
+    need_mib: float = 0.0
     processes: list[Samples] = dataclasses.field(default_factory=list)
     differences: list[list[float]] = dataclasses.field(default_factory=list)
+    slots: int = 0
+    disturbed: dict[str, list[str]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+    foreign: int = 0
+    spent_s: dict[str, float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
+    )
     warnings: list[str] = dataclasses.field(default_factory=list)
-    verdict: str | None = None
+    decision: Decision | None = None
     error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How the row is called."""
+        return self.case.label
+
+    def pairs(self, least: int) -> list[float]:
+        """Log-ratio to the baseline in each process pair of at least so many rounds."""
+        return [statistics.median(rounds) for rounds in self.differences if len(rounds) >= least]
 
     def fail(self, error: Exception) -> None:
         """Keep what went wrong; the model is not asked again."""
@@ -50,8 +83,33 @@ class Arm:
         if self.error.startswith("out of memory"):
             self.warnings.append(f"oom: {self.error}")
 
+    @contextlib.contextmanager
+    def spending(self, what: str) -> Iterator[None]:
+        """Add the time inside to what went into `what`; a worker's fault fails the arm."""
+        start = time.monotonic()
+        try:
+            yield
+        except WorkerFault as fault:
+            self.fail(fault)
+        finally:
+            self.spent_s[what] += time.monotonic() - start
 
-def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) -> list[Record]:
+    def doubts(self, busiest: Sequence[str]) -> Iterator[str]:
+        """Yield what the gauges of its slots showed, too often to be passed over."""
+        for flag, told in self.disturbed.items():
+            if len(told) > DISTURBED * self.slots:
+                who = "".join(f"; {name}" for name in busiest) if flag == "contended" else ""
+                yield f"{flag}: {len(told)} of {self.slots} slots, the last: {told[-1]}{who}"
+        if self.foreign:
+            yield f"foreign_process: {self.foreign} other processes are on the GPU"
+
+
+def run(
+    plan: Plan,
+    folder: RunFolder,
+    progress: Progress = lambda _, __: None,
+    calibration: Calibration | None = None,
+) -> list[Record]:
     """Measure every case and keep each record in `folder` as soon as it says something new.
 
     A case that fails becomes a record with `error`, and the others go on. Ctrl-C ends the
@@ -61,18 +119,29 @@ def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) 
         plan: what to measure.
         folder: where records and samples go.
         progress: called with what is going on and the fraction that is done.
+        calibration: of this machine, to stand in the records.
     """
-    run_ = _Run(plan, folder, progress)
-    try:
-        with Pool(plan.protocol.timeout_s, plan.cases) as pool:
-            run_.measure(pool)
-    except KeyboardInterrupt:
-        run_.interrupted = True
+    run_ = Run(plan, folder, progress, calibration)
+    run_.measure()
     return run_.finish()
 
 
-class _Run:
-    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
+class Run:
+    """A plan being measured.
+
+    Args:
+        plan, folder, progress, calibration: as `run` takes them.
+
+    Its `health` is what the device told of its settings.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        progress: Progress,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
         facts = _host_facts()
         self.arms = [
@@ -80,139 +149,123 @@ class _Run:
         ]
         self.started = time.monotonic()
         self.interrupted = False
+        self._calibration = calibration
+        self.health: dict[str, Any] = {}
+        self._room_mib: float | None = None
+        self._pair_s = 0.0
+        self._slots = self._redone = self._in_a_row = 0
+        self._busiest: dict[str, None] = {}
 
     @property
     def alive(self) -> list[Arm]:
+        """Arms without a fault."""
         return [arm for arm in self.arms if arm.error is None]
 
-    def measure(self, pool: Pool) -> None:
+    def measure(self) -> None:
+        """Measure everything, or until Ctrl-C."""
+        try:
+            with Pool(self.plan.protocol.timeout_s, self.plan.cases) as pool:
+                self._measure(pool)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _measure(self, pool: Pool) -> None:
         for i, arm in enumerate(self.arms):
-            self.progress(f"{arm.case.label}: parameters, MACs, memory", 0.2 * i / len(self.arms))
+            self.progress(f"{arm.label}: parameters, MACs, memory", 0.2 * i / len(self.arms))
             self._describe(pool, arm)
             self._save(arm)
         looks = self.plan.protocol.looks
         for pair in range(looks[-1]):
-            if not self.alive or (pair and self._out_of_time()):
-                return
-            self._pair(pool, pair)
-            if pair + 1 in looks and self._settled():
+            if not self.alive or (pair and self.out_of_time(self._pair_s)):
+                break
+            start, earlier = time.monotonic(), gauges.processes()
+            for group in self._groups():
+                _Pair(self, pool, group, pair).measure()
+            self._pair_s = time.monotonic() - start
+            busiest = gauges.busiest(earlier, self._pair_s)
+            if busiest and any(arm.disturbed["contended"] for arm in self.alive):
+                self._busiest[busiest] = None
+            if pair + 1 in looks and self._look():
                 return
             for arm in self.alive:
                 self._save(arm)
+        self._look()
 
     def finish(self) -> list[Record]:
+        """Write the last state of every record and return them."""
+        if self.interrupted and all(arm.decision is None for arm in self.arms):
+            self._look()
         for arm in self.arms:
-            if self.interrupted and arm.error is None:
-                arm.warnings.append("interrupted: stopped by the user before the planned end")
+            if arm.error is None:
+                arm.warnings += arm.doubts(list(self._busiest)[-1:])
+                if self.interrupted:
+                    arm.warnings.append("interrupted: stopped by the user before the planned end")
         return [self._save(arm) for arm in self.arms]
 
     def _describe(self, pool: Pool, arm: Arm) -> None:
         worker = pool.start(arm.case)
-        try:
+        with arm.spending("facts, MACs and memory"):
             arm.environment = dataclasses.replace(arm.environment, **worker.ask("facts"))
+            room = worker.ask("room")
+            self._room_mib = room if self._room_mib is None else min(room, self._room_mib)
+            self.health = worker.ask("health")
             worker.ask("build")
             arm.measurements = worker.ask("metrics")
-        except WorkerFault as fault:
-            arm.fail(fault)
-        finally:
-            worker.stop()
+            values = {m.name: m.value or 0.0 for m in arm.measurements}
+            memory = ("process_memory_mib", "peak_reserved_mib", "rss_peak_mib")
+            arm.need_mib = next((values[name] for name in memory if values.get(name)), 0.0)
+        worker.stop()
 
-    def _pair(self, pool: Pool, pair: int) -> None:
-        """Time all models against each other in fresh processes."""
-        workers: dict[str, Worker] = {}
-        iterations: dict[str, int] = {}
-        for arm in self.alive:
-            self.progress(f"{arm.case.label}: warm-up", self._done(pair, 0))
-            worker = workers[arm.case.label] = pool.start(arm.case)
-            try:
-                worker.ask("build")
-                warmup = worker.ask("warm_up", most_s=self._warmup_s())
-            except WorkerFault as fault:
-                arm.fail(fault)
-                continue
-            if not warmup.steady:
-                arm.warnings.append(
-                    f"not_warm: times still moved after the warm-up of pair {pair + 1}"
-                )
-            iterations[arm.case.label] = slot_iterations(warmup.step_ms)
-            arm.processes.append(Samples())
-            arm.differences.append([])
-        for number in range(self.plan.protocol.rounds):
-            if number and self._out_of_time():
-                break
-            self.progress(f"pair {pair + 1}, round {number + 1}", self._done(pair, number))
-            self._round(workers, iterations, pair, number)
-        for worker in workers.values():
-            worker.stop()
+    def _groups(self) -> list[list[Arm]]:
+        """Arms that are alive together."""
+        alive = self.alive
+        baseline = [i for i, arm in enumerate(alive) if arm.label == self.plan.baseline]
+        found = groups(
+            [arm.need_mib for arm in alive], self._room_mib, baseline[0] if baseline else None
+        )
+        return [[alive[i] for i in group] for group in found]
 
-    def _round(
-        self, workers: dict[str, Worker], iterations: dict[str, int], pair: int, number: int
-    ) -> None:
-        arms = self.alive
-        medians: dict[str, list[float]] = collections.defaultdict(list)
-        seed = self.plan.cases[0].workload.seed
-        for position, index in enumerate(round_order(len(arms), seed, pair, number)):
-            arm = arms[index]
-            label = arm.case.label
-            if arm.error is not None:
-                continue
-            try:
-                latency, host = workers[label].ask("slot", iterations=iterations[label])
-            except WorkerFault as fault:
-                arm.fail(fault)
-                continue
-            arm.processes[-1].latency_ms += latency
-            arm.processes[-1].host_ms += host or []
-            medians[label].append(statistics.median(latency))
-            self.folder.append_samples(
-                {
-                    "model": label,
-                    "pair": pair,
-                    "round": number,
-                    "slot": position,
-                    "ended_utc": datetime.now(UTC).isoformat(),
-                    "latency_ms": latency,
-                    "host_ms": host,
-                }
-            )
-        baseline = medians.get(self.plan.baseline or "", [])
-        for arm in self._challengers():
-            if len(medians[arm.case.label]) == len(baseline) == 2:
-                difference = round_difference(baseline, medians[arm.case.label])
-                arm.differences[-1].append(difference)
+    def redo(self, disturbed: bool) -> float | None:
+        """Count a slot; the pause after which it is to be timed again, None if it stands."""
+        self._slots += 1
+        if not disturbed:
+            self._in_a_row = 0
+            return None
+        if not may_redo(self._redone, self._slots):
+            return None
+        self._redone += 1
+        self._in_a_row += 1
+        return PAUSES_S[min(self._in_a_row, len(PAUSES_S)) - 1]
+
+    def _look(self) -> bool:
+        """Take verdicts; tell whether every comparison has one.
+
+        A pair that a budget or Ctrl-C cut to less than half of its rounds is left out.
+        """
+        protocol = self.plan.protocol
+        pairs = {arm.label: arm.pairs(protocol.rounds // 2) for arm in self._challengers()}
+        compared = [a for a in self._challengers() if len(pairs[a.label]) >= FEWEST_PAIRS]
+        decisions = decide([pairs[a.label] for a in compared], LOOK_LEVEL, protocol.min_effect)
+        for arm, decision in zip(compared, decisions, strict=True):
+            arm.decision = decision
+        return all(decision.verdict != "INCONCLUSIVE" for decision in decisions)
 
     def _challengers(self) -> list[Arm]:
         if self.plan.baseline is None:
             return []
-        return [arm for arm in self.alive if arm.case.label != self.plan.baseline]
-
-    def _settled(self) -> bool:
-        """Look at the intervals; tell whether every comparison has its verdict."""
-        compared = [arm for arm in self._challengers() if sum(map(bool, arm.differences)) > 1]
-        for arm in compared:
-            if arm.verdict in (None, "INCONCLUSIVE"):
-                _, lo, hi = self._interval(arm)
-                arm.verdict = verdict(lo, hi, self.plan.protocol.min_effect)
-        return all(arm.verdict != "INCONCLUSIVE" for arm in compared)
-
-    def _interval(self, arm: Arm) -> tuple[float, float, float]:
-        """Log-ratio to the baseline with its interval over process pairs."""
-        level = comparison_level(len(self.arms) - 1)
-        return student_interval([statistics.median(d) for d in arm.differences if d], level)
+        return [arm for arm in self.alive if arm.label != self.plan.baseline]
 
     def _comparison(self, arm: Arm) -> Comparison | None:
         pairs = [d for d in arm.differences if d]
         if self.plan.baseline is None or arm.error is not None or not pairs:
             return None
-        if len(pairs) > 1:
-            mean, lo, hi = self._interval(arm)
-            bounds: tuple[float, float] | None = (math.exp(lo), math.exp(hi))
-        else:
-            mean = statistics.median(pairs[0])
-            within = median_interval(pairs[0])
-            bounds = (math.exp(within[0]), math.exp(within[1])) if within else None
-        lo_, hi_ = bounds or (None, None)
-        return Comparison(self.plan.baseline, math.exp(mean), lo_, hi_, arm.verdict)
+        if (found := arm.decision) is not None:
+            mean, lo, hi = map(math.exp, (found.mean, found.lo, found.hi))
+            baseline, needed = self.plan.baseline, found.pairs_needed
+            return Comparison(baseline, mean, lo, hi, found.verdict, needed)
+        within = median_interval(pairs[0]) if len(pairs) == 1 else None
+        bounds = map(math.exp, within) if within else (None, None)
+        return Comparison(self.plan.baseline, math.exp(statistics.fmean(arm.pairs(1))), *bounds)
 
     def _record(self, arm: Arm) -> Record:
         case = arm.case
@@ -233,6 +286,10 @@ class _Run:
             comparison=self._comparison(arm),
             warnings=tuple(dict.fromkeys(arm.warnings)),
             error=arm.error,
+            tier=self.plan.protocol.name,
+            budget_s=self.plan.protocol.budget_s,
+            spent_s=dict(arm.spent_s),
+            calibration=self._calibration,
             **case.published,
         )
 
@@ -241,20 +298,145 @@ class _Run:
         self.folder.append(record)
         return record
 
-    def _out_of_time(self) -> bool:
+    def out_of_time(self, needed_s: float = 0.0) -> bool:
+        """Whether the budget does not leave so many seconds."""
         budget = self.plan.protocol.budget_s
-        return budget is not None and time.monotonic() - self.started > budget
+        return budget is not None and time.monotonic() - self.started + needed_s > budget
 
-    def _warmup_s(self) -> float:
+    def warmup_s(self) -> float:
         """Longest warm-up of a model; with a budget, its share of a quarter of it."""
         budget = self.plan.protocol.budget_s
         return WARMUP_MOST_S if budget is None else min(WARMUP_MOST_S, budget / 4 / len(self.arms))
 
-    def _done(self, pair: int, number: int) -> float:
+    def done(self, pair: int, share: float) -> float:
+        """Fraction of the work that is done."""
         protocol = self.plan.protocol
-        pairs = (pair + number / protocol.rounds) / protocol.looks[-1]
+        pairs = (pair + share) / protocol.looks[-1]
         budget = (time.monotonic() - self.started) / protocol.budget_s if protocol.budget_s else 0
         return min(1.0, 0.2 + 0.8 * max(pairs, budget))
+
+
+class _Pair:
+    """One process pair: fresh workers of a group of models, timed against each other."""
+
+    def __init__(self, run_: Run, pool: Pool, arms: Sequence[Arm], pair: int) -> None:
+        self._run, self._pool, self._arms, self._pair = run_, pool, arms, pair
+        self._workers: dict[str, Worker] = {}
+        self._iterations: dict[str, int] = {}
+        self._step_ms: dict[str, float] = {}
+
+    def measure(self) -> None:
+        """Start, warm up, time in rounds, and end the workers."""
+        protocol = self._run.plan.protocol
+        start = time.monotonic()
+        for arm in self._arms:
+            self._start(arm)
+        timed_s = sum(2 * self._step_ms[a.label] * self._iterations[a.label] for a in self.alive)
+        untimed_s = sum(2 * max(SWITCH_MS, self._step_ms[arm.label]) for arm in self.alive)
+        setup_s = time.monotonic() - start
+        rounds = pair_rounds(protocol.rounds, setup_s, timed_s / 1000, untimed_s / 1000)
+        for number in range(rounds):
+            if not self.alive or (number and self._run.out_of_time()):
+                break
+            done = self._run.done(self._pair, number / rounds)
+            self._run.progress(f"pair {self._pair + 1}, round {number + 1} of {rounds}", done)
+            self._round(number)
+        for worker in self._workers.values():
+            worker.stop()
+
+    @property
+    def alive(self) -> list[Arm]:
+        """Arms of the group without a fault."""
+        return [arm for arm in self._arms if arm.error is None]
+
+    def _start(self, arm: Arm) -> None:
+        self._run.progress(f"{arm.label}: warm-up", self._run.done(self._pair, 0))
+        worker = self._workers[arm.label] = self._pool.start(arm.case)
+        with arm.spending("start and build"):
+            worker.ask("build")
+        if arm.error is not None:
+            return
+        with arm.spending("warm-up"):
+            warmup = worker.ask("warm_up", most_s=self._run.warmup_s())
+            if not warmup.steady:
+                arm.warnings.append(
+                    f"not_warm: times still moved after the warm-up of pair {self._pair + 1}"
+                )
+            self._step_ms[arm.label] = warmup.step_ms
+            self._iterations[arm.label] = slot_iterations(warmup.step_ms)
+            arm.processes.append(Samples())
+            arm.differences.append([])
+
+    def _round(self, number: int) -> None:
+        medians: dict[str, list[float]] = collections.defaultdict(list)
+        seed = self._run.plan.cases[0].workload.seed
+        arms = self.alive
+        for position, index in enumerate(round_order(len(arms), seed, self._pair, number)):
+            arm = arms[index]
+            slot = self._slot(arm, (number, position)) if arm.error is None else None
+            if slot is not None:
+                arm.processes[-1].latency_ms += slot.latency_ms
+                arm.processes[-1].host_ms += slot.host_ms or []
+                medians[arm.label].append(statistics.median(slot.latency_ms))
+        baseline = medians.get(self._run.plan.baseline or "", [])
+        for arm in arms:
+            both = len(medians[arm.label]) == len(baseline) == 2
+            if both and arm.label != self._run.plan.baseline:
+                arm.differences[-1].append(round_difference(baseline, medians[arm.label]))
+
+    def _slot(self, arm: Arm, place: tuple[int, int]) -> Slot | None:
+        """Time a slot, again where it was disturbed; None if the worker failed.
+
+        `place` is its round and its position there.
+        """
+        while True:
+            start = time.monotonic()
+            try:
+                slot: Slot = self._workers[arm.label].ask(
+                    "slot", iterations=self._iterations[arm.label]
+                )
+            except WorkerFault as fault:
+                arm.fail(fault)
+                return None
+            asked_s = time.monotonic() - start
+            found = gauges.disturbance(slot.before, slot.after)
+            pause_s = self._run.redo(found.redo)
+            self._keep(arm, slot, found, place, redone=pause_s is not None)
+            timed_s = sum(slot.latency_ms) / 1000
+            arm.spent_s["timed" if pause_s is None else "redone"] += timed_s
+            arm.spent_s["switching"] += asked_s - timed_s
+            if pause_s is None:
+                return slot
+            time.sleep(pause_s)
+            arm.spent_s["waiting for quiet"] += pause_s
+
+    def _keep(
+        self, arm: Arm, slot: Slot, found: gauges.Disturbance, place: tuple[int, int], redone: bool
+    ) -> None:
+        """Write a slot down, and remember what disturbed it."""
+        if not redone:
+            arm.slots += 1
+            for flag, told in (("contended", found.contended), ("throttled", found.throttled)):
+                if told:
+                    arm.disturbed[flag].append(told)
+        gpu = slot.after.gpu
+        if gpu is not None and gpu.processes is not None:
+            arm.foreign = max(arm.foreign, gpu.processes - len(self._workers))
+        self._run.folder.append_samples(
+            {
+                "model": arm.label,
+                "pair": self._pair,
+                "round": place[0],
+                "slot": place[1],
+                "ended_utc": datetime.now(UTC).isoformat(),
+                "latency_ms": slot.latency_ms,
+                "host_ms": slot.host_ms,
+                "disturbed": found.contended or found.throttled or None,
+                "redone": redone,
+                "before": dataclasses.asdict(slot.before),
+                "after": dataclasses.asdict(slot.after),
+            }
+        )
 
 
 def _host_facts() -> dict[str, Any]:
@@ -269,6 +451,7 @@ def _host_facts() -> dict[str, Any]:
         "datbench_version": found["datbench"],
         "git_commit": _git_commit(),
         "platform": platform.platform(),
+        "cores": os.cpu_count(),
         "packages": found,
     }
 

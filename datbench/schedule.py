@@ -5,8 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Sequence
 
 LOOK_LEVEL = 0.9875  # four looks at 98.75 % keep a comparison at 95 %
+FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its first look
+SLOT_MS, SLOT_ITERATIONS = 60.0, 4  # a slot is at least so long
+TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
+MOST_ROUNDS = 40
+REDONE_SHARE, REDONE_FIRST = 0.1, 4  # slots that may be redone: so many, and a share of all
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a slot is redone, longer each time in a row
+MEMORY_SHARE = 0.8  # of the free memory that models alive together may need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +24,11 @@ class Protocol:
     Args:
         looks: numbers of process pairs after which the intervals are looked at; the last is the
             most that are run. With a single pair there is no verdict.
-        rounds: rounds in a pair; in each round every model has two slots.
+        rounds: rounds in a pair, at least; in each round every model has two slots.
         min_effect: relative difference below which two models count as the same.
         budget_s: seconds after which no further round starts; None for no limit.
         timeout_s: seconds after which a silent worker counts as hung.
+        name: of the tier.
     """
 
     looks: tuple[int, ...]
@@ -27,11 +36,12 @@ class Protocol:
     min_effect: float = 0.01
     budget_s: float | None = None
     timeout_s: float = 600.0
+    name: str = ""
 
 
-QUICK = Protocol(looks=(1,), rounds=10)
-DEFAULT = Protocol(looks=(5, 8), rounds=6)
-RIGOROUS = Protocol(looks=(5, 8, 12, 20), rounds=6)
+QUICK = Protocol(looks=(1,), rounds=10, name="quick")
+DEFAULT = Protocol(looks=(5, 8), rounds=4, name="default")
+RIGOROUS = Protocol(looks=(5, 8, 12, 20), rounds=4, name="rigorous")
 
 
 def round_order(models: int, seed: int, pair: int, number: int) -> list[int]:
@@ -45,10 +55,48 @@ def round_order(models: int, seed: int, pair: int, number: int) -> list[int]:
 
 
 def slot_iterations(step_ms: float) -> int:
-    """Timed iterations of a slot: at least 3, and at least 20 ms together."""
-    return min(1000, max(3, math.ceil(20 / step_ms)))
+    """Timed iterations of a slot: at least `SLOT_ITERATIONS`, and at least 60 ms together."""
+    return min(1000, max(SLOT_ITERATIONS, math.ceil(SLOT_MS / step_ms)))
 
 
-def comparison_level(comparisons: int) -> float:
-    """Level of each interval at a look so that all comparisons hold together (Bonferroni)."""
-    return 1 - (1 - LOOK_LEVEL) / max(1, comparisons)
+def pair_rounds(least: int, setup_s: float, timed_s: float, untimed_s: float) -> int:
+    """Rounds of a pair: so many that most of its time goes into timed iterations.
+
+    Args:
+        least: at least so many.
+        setup_s: what starting, building and warming up the models took.
+        timed_s, untimed_s: of one round.
+    """
+    gain = (1 - TIMED_SHARE) * timed_s - TIMED_SHARE * untimed_s
+    wanted = TIMED_SHARE * setup_s / gain if gain > 0 else MOST_ROUNDS
+    return max(least, min(MOST_ROUNDS, math.ceil(wanted)))
+
+
+def may_redo(redone: int, slots: int) -> bool:
+    """Whether one more disturbed slot may be timed again, of so many timed."""
+    return redone < REDONE_FIRST + REDONE_SHARE * slots
+
+
+def groups(needs: Sequence[float], room: float | None, baseline: int | None) -> list[list[int]]:
+    """Split models into groups that fit in memory together, each with the baseline.
+
+    Args:
+        needs: memory of each model's process.
+        room: free memory, in the same unit; None if unknown.
+        baseline: index of the model that every group holds.
+    Returns:
+        Indices in ascending order. A model that does not fit even so has a group of its own.
+    """
+    everyone = list(range(len(needs)))
+    if room is None or sum(needs) <= MEMORY_SHARE * room:
+        return [everyone]
+    shared = [] if baseline is None else [baseline]
+    found: list[list[int]] = []
+    for i in everyone:
+        if i in shared:
+            continue
+        if found and sum(needs[j] for j in (*found[-1], i)) <= MEMORY_SHARE * room:
+            found[-1].append(i)
+        else:
+            found.append([*shared, i])
+    return [sorted(group) for group in found] or [everyone]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -83,3 +84,109 @@ def verdict(lo: float, hi: float, min_effect: float) -> str:
     if hi < 0:
         return "FASTER"
     return "INCONCLUSIVE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the process pairs of one comparison show at one look.
+
+    Args:
+        mean: log-ratio, above 0 is slower.
+        lo, hi: its interval, at the level at which the verdict was taken.
+        verdict: as `verdict` names it.
+        pairs_needed: pairs that would settle it if it went on like this; None where it is
+            settled, or where more than `MOST_PAIRS` would not do.
+    """
+
+    mean: float
+    lo: float
+    hi: float
+    verdict: str
+    pairs_needed: int | None = None
+
+
+MOST_PAIRS = 1000
+
+
+def decide(
+    comparisons: Sequence[Sequence[float]], level: float, min_effect: float
+) -> list[Decision]:
+    """Take the verdicts of all comparisons at one look, by Holm's step-down rule.
+
+    The clearest comparison is held to the level that all of them would need together
+    (Bonferroni's), the next to that of one fewer, and so on; at the first that is not clear the
+    rest stay open. Each interval is at the level at which its verdict was taken.
+
+    Args:
+        comparisons: of each, one log-ratio a process pair, two pairs at least.
+        level: that the verdicts hold together, e.g. 0.9875.
+        min_effect: relative difference below which two models count as the same.
+    Returns:
+        One decision a comparison, in their order.
+    """
+    margin = math.log1p(min_effect)
+    errors = [_smallest_error(values, margin) for values in comparisons]
+    found: dict[int, Decision] = {}
+    allowed = 1 - level
+    is_open = False
+    for step, i in enumerate(sorted(range(len(comparisons)), key=errors.__getitem__)):
+        if not is_open:
+            allowed = (1 - level) / (len(comparisons) - step)
+            is_open = errors[i] >= allowed
+        mean, lo, hi = student_interval(comparisons[i], 1 - allowed)
+        said = verdict(lo, hi, min_effect)
+        needed = pairs_needed(comparisons[i], 1 - allowed, margin) if is_open else None
+        found[i] = Decision(mean, lo, hi, said, needed)
+    return [found[i] for i in range(len(comparisons))]
+
+
+def _smallest_error(values: Sequence[float], margin: float) -> float:
+    """Least error probability at which Student's interval of `values` gives a verdict."""
+    from scipy.special import stdtr
+
+    error, room = _standing(values, margin)
+    if error == 0:
+        return 0.0 if room else 1.0
+    return 2 * float(stdtr(len(values) - 1, -room / error))
+
+
+def _standing(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """Standard error of the mean, and the widest half interval that would give a verdict."""
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return error, max(abs(mean), margin - abs(mean))
+
+
+def pairs_needed(values: Sequence[float], level: float, margin: float) -> int | None:
+    """Pairs that would settle a comparison that goes on like this; None beyond `MOST_PAIRS`."""
+    from scipy.special import stdtrit
+
+    error, room = _standing(values, margin)
+    deviation = error * math.sqrt(len(values))
+    for pairs in range(len(values) + 1, MOST_PAIRS + 1):
+        if float(stdtrit(pairs - 1, (1 + level) / 2)) * deviation / math.sqrt(pairs) < room:
+            return pairs
+    return None
+
+
+def detectable(deviation: float, pairs: int, level: float, power: float = 0.95) -> float:
+    """Smallest relative difference that is found with probability `power`.
+
+    Args:
+        deviation: standard deviation of the log-ratio over process pairs.
+        pairs: number of them.
+        level: of the interval that must be clear of 1.
+        power: probability with which it is.
+    """
+    from scipy.special import stdtrit
+
+    quantiles = stdtrit(pairs - 1, (1 + level) / 2) + stdtrit(pairs - 1, power)
+    return math.expm1(float(quantiles) * deviation / math.sqrt(pairs))
+
+
+def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson's score interval)."""
+    z2 = 1.959964**2
+    middle = (hits + z2 / 2) / (trials + z2)
+    half = math.sqrt(z2 * (hits * (trials - hits) / trials + z2 / 4)) / (trials + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)

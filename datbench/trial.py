@@ -51,7 +51,7 @@ def build_trial(case: Case) -> Trial:
     from zoo.layers import check_shape
 
     work = case.workload
-    device = open_device(work.device, work.threads)
+    device = open_device(work)
     torch.manual_seed(work.seed)
     model = case.build().eval()
     dtype = getattr(torch, work.dtype)

@@ -19,7 +19,7 @@ import torch
 from datbench.counters import Count, built_from, count
 from datbench.device import open_device
 from datbench.metrics import METRICS
-from datbench.metrics.latency import ModuleTimes, Warmup, time_modules, time_slot, warm_up
+from datbench.metrics.latency import ModuleTimes, Slot, Warmup, time_modules, time_slot, warm_up
 from datbench.plan import Case
 from datbench.records import Measurement
 from datbench.trial import BadOutput, Trial, build_trial
@@ -68,6 +68,7 @@ class Answers:
         self._case = case
         self._trial: Trial  # from `build` on
         gc.disable()
+        gc.freeze()  # what the fork server imported; looking through it would copy its pages
 
     def build(self) -> None:
         """Build the trial; whatever is wrong with the model shows here."""
@@ -76,9 +77,8 @@ class Answers:
 
     def facts(self) -> dict[str, Any]:
         """Return what only this process can tell of the environment; works before `build`."""
-        work = self._case.workload
         return {
-            **open_device(work.device, work.threads).facts(),
+            **open_device(self._case.workload).facts(),
             "torch": str(torch.__version__),  # a plain string: the parent has no torch
             "settings": {
                 "cudnn_benchmark": torch.backends.cudnn.benchmark,
@@ -87,8 +87,17 @@ class Answers:
                 "threads": torch.get_num_threads(),
                 "garbage_collection": gc.isenabled(),
                 "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+                "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
             },
         }
+
+    def room(self) -> float:
+        """Return the MiB that the device has left; works before `build`."""
+        return open_device(self._case.workload).room_mib()
+
+    def health(self) -> dict[str, Any]:
+        """Return the device's settings on which steady times depend; works before `build`."""
+        return open_device(self._case.workload).health()
 
     def metrics(self) -> list[Measurement]:
         """Return everything that is not timed."""
@@ -109,7 +118,6 @@ class Answers:
         """Run until the times are steady, but not for longer than `most_s` seconds."""
         return warm_up(self._trial, most_s)
 
-    def slot(self, iterations: int) -> tuple[list[float], list[float] | None]:
+    def slot(self, iterations: int) -> Slot:
         """Time a slot."""
-        timing = time_slot(self._trial, iterations)
-        return timing.latency_ms, timing.host_ms
+        return time_slot(self._trial, iterations)

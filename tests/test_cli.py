@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import random
 import subprocess
 import sys
+import types
+from typing import ClassVar
 
 import click
 import pytest
@@ -14,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from datbench.cli import _until_interrupted, cli
+from datbench.records import Comparison
 from datbench.store import RunFolder
 
 
@@ -28,6 +33,14 @@ def call(tmp_path, monkeypatch):
     [
         ("compare --models dta swin", "no model named 'dta'; did you mean dat?"),
         ("compare --models dat --device cuda", "no CUDA device is visible"),
+        ("compare --models dat --quick --fail-if slower>5%", "--fail-if needs verdicts"),
+        ("compare --models dat --fail-if slower", "write e.g. 'slower>5%' or 'faster>2%'"),
+        ("compare --models dat --device cpu --cold-cache", "--cold-cache is for CUDA devices"),
+        ("compare --models dat --device cpu --tf32", "--tf32 is for CUDA devices"),
+        ("compare --models dat --min-effect 0", "'--min-effect': 0.0 is not in the range"),
+        ("calibrate dta", "no model named 'dta'; did you mean dat?"),
+        ("calibrate --pairs 4", "'--pairs': 4 is not in the range"),
+        ("calibrate --rigorous", "give --pairs here"),
         ("compare --models dat --batch-size 0", "'--batch-size': 0 is not in the range"),
         ("compare --models dat --batch-size two", "'two' is not a valid integer"),
         (
@@ -78,7 +91,7 @@ def test_an_output_that_cannot_be_written_is_refused(call, monkeypatch):
 
 def test_models_may_follow_one_option_or_repeat_it(call, monkeypatch):
     seen = []
-    note = lambda *args, **options: seen.append((args, options))  # noqa: E731
+    note = lambda *args, **options: seen.append((args, options)) or []  # noqa: E731
     monkeypatch.setattr("datbench.cli._measure", note)
     forms = (
         "compare --models dat swin --quick",
@@ -96,7 +109,9 @@ def test_models_may_follow_one_option_or_repeat_it(call, monkeypatch):
 
 def test_options_reach_the_measuring(call, monkeypatch):
     seen = {}
-    monkeypatch.setattr("datbench.cli._measure", lambda *args, **options: seen.update(options))
+    monkeypatch.setattr(
+        "datbench.cli._measure", lambda *args, **options: seen.update(options) or []
+    )
     options = (
         "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last "
         "--threads 1 --seed 9 --image noise --output a.csv --output b.html --format json "
@@ -216,6 +231,86 @@ def test_a_photograph_of_ones_own_is_taken(call, tmp_path, monkeypatch):
     result = call("profile", "dat", "--image", "mine.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert plans[0].cases[0].workload.image == str(tmp_path / "mine.png")
+
+
+SLOWER = Comparison("dat_tiny", 1.31, 1.29, 1.33, "SLOWER")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flagged", "status"),
+    [
+        ("--fail-if slower>5%", (), 4),
+        ("--fail-if slower>29.5%", (), 0),
+        ("--fail-if slower>40% --fail-if slower>10%", (), 4),
+        ("--fail-if faster>1%", (), 0),
+        ("", ("noisy: it moved",), 0),
+        ("--strict", ("noisy: it moved",), 3),
+        ("--strict", (), 0),
+        ("--strict --fail-if slower>5%", ("noisy: it moved",), 4),
+    ],
+)
+def test_verdicts_and_flags_become_exit_statuses(
+    call, monkeypatch, make_record, arguments, flagged, status
+):
+    records = [make_record(), make_record("swin_tiny", comparison=SLOWER, warnings=flagged)]
+    monkeypatch.setattr("datbench.cli._measure", lambda *_, **__: records)
+    result = call("compare", "--models", "dat", "swin", *arguments.split())
+    assert result.exit_code == status, result.stderr
+    said = "swin_tiny: 1.31x slower [1.29, 1.33] than dat_tiny, beyond slower>"
+    assert (said in result.stderr) == (status == 4)
+
+
+def test_a_model_that_failed_is_status_1_though_others_pass_the_gate(
+    call, monkeypatch, make_record
+):
+    records = [make_record(), make_record("swin_tiny", error="broke")]
+    monkeypatch.setattr("datbench.cli._measure", lambda *_, **__: records)
+    assert call("compare", "--models", "dat", "swin", "--fail-if", "slower>5%").exit_code == 1
+
+
+def test_verbose_tells_where_the_time_went(call, monkeypatch, make_record):
+    spent = {"facts, MACs and memory": 2.0, "warm-up": 1.0, "timed": 3.0}
+    records = [dataclasses.replace(make_record(), spent_s=spent)]
+    monkeypatch.setattr("datbench.runner.run", lambda *_: records)
+    quiet = call("compare", "--models", "dat", "--device", "cpu")
+    verbose = call("compare", "--models", "dat", "--device", "cpu", "--verbose")
+    assert "75% of the time after the first line was timed." in verbose.stdout
+    assert verbose.stdout.startswith(quiet.stdout)
+
+
+def test_calibrate_tells_the_noise_and_the_health_and_keeps_it(
+    call, monkeypatch, make_record, tmp_path
+):
+    rng = random.Random(1)
+
+    class Measured:
+        health: ClassVar = {"persistence_mode": 0}
+        arms: ClassVar = [
+            types.SimpleNamespace(
+                label=label, pairs=lambda _: [rng.gauss(0, 0.004) for _ in range(20)]
+            )
+            for label in ("pvt_v2_b0", "pvt_v2_b0#2", "pvt_v2_b0#3")
+        ]
+
+        def __init__(self, plan, folder, progress):
+            assert [case.label for case in plan.cases] == [arm.label for arm in self.arms]
+            assert plan.protocol.looks == (20,)
+
+        def measure(self):
+            pass
+
+        def finish(self):
+            return [make_record("pvt_v2_b0")]
+
+    monkeypatch.setattr("datbench.calibration.Run", Measured)
+    result = call("calibrate", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert "Noise floor: the ratio of pvt_v2_b0 to itself scatters by 0.4" in text
+    assert "Identical models were called different in 0 of 8 comparisons of 5 pairs" in text
+    assert "nvidia-smi -pm 1 (as root)" in text
+    assert "frequency governor" in text
+    assert len(list(tmp_path.glob("results/*/calibration.json"))) == 1
 
 
 def test_an_interrupt_keeps_what_was_found_before_it(capsys):

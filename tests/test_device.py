@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from datbench import device as module
-from datbench.device import CudaDevice, count_cuda_devices
+from datbench.device import CudaDevice, count_cuda_devices, open_device
+from datbench.records import Workload
 
 
 class FakeDriver:
@@ -95,7 +96,10 @@ class FakeCuda:
         return "Scripted GPU"
 
     def get_device_properties(self, name):
-        return types.SimpleNamespace(uuid="0-1-2")
+        return types.SimpleNamespace(uuid="0-1-2", L2_cache_size=2**20)
+
+    def mem_get_info(self):
+        return 5 * 2**30, 8 * 2**30
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_events_time_the_device_with_one_synchronise_a_slot(cuda):
     timing = device.time(cuda.step, 4)
     assert timing.latency_ms == pytest.approx([2.5, 2.0, 2.0, 2.0])
     assert timing.host_ms == pytest.approx([0.5] * 4)
-    assert cuda.log == ["cuda:1", "synchronize", "synchronize"]
+    assert cuda.log == ["cuda:1", "synchronize"]
     assert device.time(cuda.step, 2).host_ms == pytest.approx([0.5] * 2)
 
 
@@ -133,38 +137,50 @@ def test_a_missing_synchronise_is_caught(cuda, monkeypatch):
         device.time(cuda.step, 4)
 
 
+def test_a_cold_cache_is_overwritten_before_each_iteration_and_outside_its_time(cuda, monkeypatch):
+    log = []
+    monkeypatch.setattr(
+        CudaDevice, "_flush", types.SimpleNamespace(zero_=lambda: log.append("flush"))
+    )
+    device = CudaDevice("cuda:0", cold_cache=True)
+
+    def step():
+        log.append("step")
+        cuda.step()
+
+    timing = device.time(step, 3)
+    assert log == ["flush", "step"] * 3
+    assert timing.host_ms == pytest.approx([0.5] * 3)
+    log.clear()
+    CudaDevice("cuda:0").time(step, 2)
+    assert log == ["step"] * 2
+
+
 def test_memory_is_the_allocators_over_one_step(cuda, monkeypatch):
     device = CudaDevice("cuda:0")
-    monkeypatch.setattr(device, "_nvml", lambda read: 512.0)
+    monkeypatch.setattr(device._gauge, "process_bytes", lambda: 512 * 2**20)
     found = {m.name: m.value for m in device.memory(lambda: cuda.log.append("step"), [])}
     assert found["peak_allocated_mib"] == 3
     assert found["peak_reserved_mib"] == 20
     assert found["process_memory_mib"] == 512.0
     assert cuda.log[1:] == ["synchronize", "reset", "step", "synchronize"]
+    assert device.room_mib() == 5 * 1024
 
 
-def test_the_management_library_is_asked_by_uuid_and_may_be_absent(cuda, monkeypatch):
-    import pynvml
-
-    process = types.SimpleNamespace(pid=module.os.getpid(), usedGpuMemory=2**30)
-    other = types.SimpleNamespace(pid=1, usedGpuMemory=2**33)
-    asked = []
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda u: asked.append(u) or "handle")
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: [other, process])
-    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "580.1")
-    device = CudaDevice("cuda:0")
-    found = {m.name: m.value for m in device.memory(lambda: None, [])}
-    assert found["process_memory_mib"] == 1024
-    assert asked == ["GPU-0-1-2"]
-    assert device.facts()["driver"] == "580.1"
-    assert device.facts()["device_name"] == "Scripted GPU"
-
-    def missing():
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", missing)
-    assert device.facts()["driver"] is None
+@pytest.mark.parametrize(
+    ("options", "precision", "cudnn_tf32", "benchmark"),
+    [
+        ({}, "highest", False, True),
+        ({"tf32": True, "cudnn_benchmark": False}, "high", True, False),
+    ],
+)
+def test_settings_are_set_and_not_inherited(options, precision, cudnn_tf32, benchmark):
+    torch.set_float32_matmul_precision("medium")
+    open_device(Workload("cpu", (3, 8, 8), threads=torch.get_num_threads(), **options))
+    assert torch.get_float32_matmul_precision() == precision
+    assert torch.backends.cudnn.allow_tf32 is cudnn_tf32
+    assert torch.backends.cudnn.benchmark is benchmark
+    open_device(Workload("cpu", (3, 8, 8), threads=torch.get_num_threads()))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +190,8 @@ def test_the_management_library_is_asked_by_uuid_and_may_be_absent(cuda, monkeyp
 def test_the_quota_of_a_container_is_read(tmp_path, content, expected):
     file = tmp_path / "cpu.max"
     file.write_text(content)
-    assert module._cpu_quota(file) == expected
-    assert module._cpu_quota(tmp_path / "none") is None
+    assert module.cpu_quota(file) == expected
+    assert module.cpu_quota(tmp_path / "none") is None
 
 
 def test_what_the_fork_server_imports_leaves_cuda_alone():

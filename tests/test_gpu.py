@@ -13,6 +13,7 @@ import zoo
 from datbench.device import count_cuda_devices, open_device
 from datbench.metrics.latency import time_modules
 from datbench.plan import make_plan
+from datbench.records import Workload
 from datbench.trial import build_trial
 from zoo.spec import BLOCKS
 
@@ -24,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def device():
-    return open_device("cuda:0", threads=1)
+    return open_device(Workload(device="cuda:0", input_shape=(3, 8, 8)))
 
 
 def test_the_driver_and_torch_count_alike():

@@ -8,7 +8,8 @@ import random
 import pytest
 
 import datbench.runner
-from datbench.metrics.latency import Warmup
+from datbench import gauges
+from datbench.metrics.latency import Slot, Warmup
 from datbench.plan import make_plan
 from datbench.pool import WorkerFault
 from datbench.records import Measurement
@@ -34,26 +35,38 @@ class FakeWorker:
         answers = {
             "build": lambda: None,
             "facts": lambda: {"device_name": "Fake", "settings": {"x": 1}},
-            "metrics": lambda: [Measurement("params", 7)],
+            "room": lambda: self.pool.room_mib,
+            "health": dict,
+            "metrics": lambda: [Measurement("params", 7), Measurement("rss_peak_mib", 400.0)],
             "warm_up": lambda most_s: Warmup(10.0, self.case.label not in self.pool.cold),
             "slot": self.slot,
         }
         return answers[request](**arguments)
 
     def slot(self, iterations):
-        """Times of a machine that slows all the while, with noise."""
-        self.pool.clock += 1
-        base = self.pool.steps_ms[self.case.label] * self.factor * (1 + 0.002 * self.pool.clock)
-        noise = self.pool.noise
-        return [base * math.exp(self.pool.random.gauss(0, noise)) for _ in range(iterations)], None
+        """Times of a machine that slows all the while, with noise; a hog makes them wait."""
+        pool = self.pool
+        pool.clock += 1
+        base = pool.steps_ms[self.case.label] * self.factor * (1 + 0.002 * pool.clock)
+        waited = 0.0
+        if pool.hogged(pool.clock):
+            base, waited = base * pool.random.uniform(1.5, 4), 1.0
+        times = [base * math.exp(pool.random.gauss(0, pool.noise)) for _ in range(iterations)]
+        gpu = [gauges.Gpu(processes=pool.processes)] if pool.processes else [None]
+        before = gauges.Readings(0.0, waited_s=0.0, gpu=gpu[0])
+        return Slot(times, None, before, gauges.Readings(1.0, waited_s=waited, gpu=gpu[0]))
 
     def stop(self):
         self.stopped = True
 
 
 class FakePool:
-    def __init__(self, steps_ms, noise=0.01, per_process=0.0, faults=None, cold=()):
+    def __init__(
+        self, steps_ms, noise=0.01, per_process=0.0, faults=None, cold=(), room_mib=1e6,
+        hogged=lambda clock: False, processes=None,
+    ):  # fmt: skip
         self.steps_ms, self.noise, self.per_process = steps_ms, noise, per_process
+        self.room_mib, self.hogged, self.processes = room_mib, hogged, processes
         self.faults, self.cold = faults or {}, cold
         self.random = random.Random(3)
         self.clock, self.asked, self.workers = 0, [], []
@@ -68,9 +81,21 @@ class FakePool:
         for worker in self.workers:
             worker.stop()
 
+    most_alive = 0
+
     def start(self, case):
         self.workers.append(FakeWorker(self, case))
+        alive = sum(not worker.stopped for worker in self.workers)
+        self.most_alive = max(self.most_alive, alive)
         return self.workers[-1]
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """Pauses before slots that are redone, which take no time here."""
+    found = []
+    monkeypatch.setattr(datbench.runner.time, "sleep", found.append)
+    return found
 
 
 @pytest.fixture
@@ -108,7 +133,13 @@ def test_pairs_stop_at_the_first_look_when_all_is_clear(measure):
     pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0}, per_process=0.002)
     records = measure(pool, models=("pvt_tiny", "pvt_small"))
     assert records["pvt_small"].values["pairs"] == 5
-    assert records["pvt_small"].values["samples"] == 5 * 6 * 2 * 3
+    slots = measure.folder.samples()
+    assert records["pvt_small"].values["samples"] == sum(
+        len(slot["latency_ms"]) for slot in slots if slot["model"] == "pvt_small"
+    )
+    assert {slot["pair"] for slot in slots} == set(range(5))
+    for pair in range(5):
+        assert len({slot["round"] for slot in slots if slot["pair"] == pair}) >= DEFAULT.rounds
 
 
 def test_processes_that_differ_leave_it_open_to_the_last_look(measure):
@@ -200,11 +231,12 @@ def test_a_spent_budget_ends_after_the_round_in_hand(measure, monkeypatch):
     ticks = iter(range(0, 100_000, 4))
     monkeypatch.setattr(datbench.runner.time, "monotonic", lambda: float(next(ticks)))
     pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0})
-    protocol = Protocol(looks=(5, 8), rounds=6, budget_s=30)
+    protocol = Protocol(looks=(5, 8), rounds=6, budget_s=100)
     records = measure(pool, protocol, models=("pvt_tiny", "pvt_small"))
-    assert records["pvt_small"].values["pairs"] < 5
+    assert records["pvt_small"].values["pairs"] < 3
     assert records["pvt_small"].values["samples"] > 0
     assert records["pvt_small"].comparison.verdict is None
+    assert records["pvt_small"].budget_s == 100
 
 
 def test_records_and_samples_are_on_disk_and_only_one_worker_works_at_a_time(measure):
@@ -218,7 +250,7 @@ def test_records_and_samples_are_on_disk_and_only_one_worker_works_at_a_time(mea
         assert sorted(raw)[len(raw) // 2 - 1] <= record.values["latency_ms_median"]
     # Every round holds each model twice, in mirrored order.
     for pair in range(5):
-        for number in range(6):
+        for number in range(DEFAULT.rounds):
             order = [s["model"] for s in slots if (s["pair"], s["round"]) == (pair, number)]
             assert len(order) == 4
             assert order == order[::-1]
@@ -231,3 +263,90 @@ def test_the_environment_comes_from_the_worker_and_the_host(measure):
     assert record.environment.host
     assert record.environment.packages["torch"]
     assert record.published_macs == 1.9e9
+
+
+TWO = {"pvt_tiny": 100.0, "pvt_small": 120.0}
+
+
+def test_a_budget_that_ends_a_comparison_early_takes_the_next_look_right_there(
+    measure, monkeypatch
+):
+    pool = FakePool(TWO)
+    monkeypatch.setattr(datbench.runner.time, "monotonic", lambda: 0.1 * pool.clock)
+    protocol = Protocol(looks=(8,), rounds=4, budget_s=0.1 * 16 * 4.5)
+    record = measure(pool, protocol, models=("pvt_tiny", "pvt_small"))["pvt_small"]
+    assert record.values["pairs"] == 4
+    assert record.comparison.verdict == "SLOWER"
+
+
+def test_a_slot_that_someone_disturbed_is_redone_after_a_pause(measure, pauses):
+    pool = FakePool(TWO, hogged=lambda clock: clock in (10, 11, 40))
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    slots = measure.folder.samples()
+    again = [i for i, slot in enumerate(slots) if slot["redone"]]
+    assert [i + 1 for i in again] == [10, 11, 40]
+    assert pauses == [0.1, 0.2, 0.1]
+    for i in again:
+        places = [(s["model"], s["pair"], s["round"], s["slot"]) for s in slots[i : i + 2]]
+        assert places[0] == places[1]
+        assert "waited for a core for 100% of the time" in slots[i]["disturbed"]
+    assert all("contended" not in record.flags for record in records.values())
+    assert records["pvt_small"].comparison.ratio == pytest.approx(1.2, rel=0.01)
+    timed = [s for s in slots if s["model"] == "pvt_small" and not s["redone"]]
+    assert records["pvt_small"].values["samples"] == sum(len(s["latency_ms"]) for s in timed)
+
+
+def test_what_cannot_be_redone_is_kept_and_the_row_says_so(measure):
+    pool = FakePool(TWO, hogged=lambda clock: clock % 2)
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    slots = measure.folder.samples()
+    redone = sum(slot["redone"] for slot in slots)
+    assert redone <= 4 + 0.1 * len(slots) + 1
+    assert redone > 0.08 * len(slots)
+    for record in records.values():
+        assert "contended" in record.flags
+        assert record.values["samples"] > 0
+
+
+def test_models_that_do_not_fit_together_are_timed_in_groups_with_the_baseline(measure):
+    steps = {"pvt_tiny": 100.0, "pvt_small": 120.0, "swin_tiny": 90.0}
+    pool = FakePool(steps, room_mib=1100.0)  # two of 400 MiB each
+    records = measure(pool)
+    assert pool.most_alive == 2
+    assert records["pvt_tiny"].values["pairs"] == 2 * records["swin_tiny"].values["pairs"]
+    assert records["pvt_small"].comparison.verdict == "SLOWER"
+    assert records["swin_tiny"].comparison.verdict == "FASTER"
+
+
+def test_other_processes_on_the_gpu_are_told(measure):
+    records = measure(FakePool(TWO, processes=3), models=("pvt_tiny", "pvt_small"))
+    assert "1 other processes" in records["pvt_small"].warnings[0]
+    assert "foreign_process" in records["pvt_small"].flags
+    records = measure(FakePool(TWO, processes=2), models=("pvt_tiny", "pvt_small"))
+    assert "foreign_process" not in records["pvt_small"].flags
+
+
+def test_a_record_tells_where_the_time_went(measure):
+    record = measure(FakePool(TWO), models=("pvt_tiny", "pvt_small"))["pvt_small"]
+    assert set(record.spent_s) == {
+        "facts, MACs and memory", "start and build", "warm-up", "timed", "switching",
+    }  # fmt: skip
+    assert record.spent_s["timed"] > 0
+    assert record.tier == "default"
+
+
+def test_an_interrupt_in_the_middle_of_a_pair_leaves_that_pair_out_of_the_verdict(
+    measure, monkeypatch
+):
+    pool = FakePool(TWO)
+    slot = FakeWorker.slot
+
+    def interrupted(self, iterations):
+        if measure.folder.samples()[-1:] and measure.folder.samples()[-1]["pair"] == 3:
+            raise KeyboardInterrupt
+        return slot(self, iterations)
+
+    monkeypatch.setattr(FakeWorker, "slot", interrupted)
+    record = measure(pool, models=("pvt_tiny", "pvt_small"))["pvt_small"]
+    assert record.comparison.verdict == "SLOWER"
+    assert "interrupted" in record.flags

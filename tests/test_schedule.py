@@ -30,12 +30,47 @@ def test_order_follows_from_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("step_ms", "expected"), [(100, 3), (6.7, 3), (5, 4), (0.5, 40), (0.001, 1000)]
+    ("step_ms", "expected"), [(100, 4), (16, 4), (10, 6), (0.5, 120), (0.001, 1000)]
 )
-def test_a_slot_has_three_iterations_and_twenty_milliseconds(step_ms, expected):
+def test_a_slot_has_four_iterations_and_sixty_milliseconds(step_ms, expected):
     assert schedule.slot_iterations(step_ms) == expected
 
 
-def test_more_comparisons_make_each_interval_wider():
-    assert schedule.comparison_level(1) == pytest.approx(0.9875)
-    assert schedule.comparison_level(4) == pytest.approx(1 - 0.0125 / 4)
+@pytest.mark.parametrize(
+    ("setup_s", "timed_s", "untimed_s"), [(2.6, 1.6, 0.4), (1.4, 0.24, 0.05), (5, 0.24, 0.02)]
+)
+def test_most_of_a_pair_is_timed(setup_s, timed_s, untimed_s):
+    rounds = schedule.pair_rounds(4, setup_s, timed_s, untimed_s)
+    assert 4 <= rounds <= schedule.MOST_ROUNDS
+    share = rounds * timed_s / (setup_s + rounds * (timed_s + untimed_s))
+    assert share >= 0.6
+    if rounds > 4:
+        assert share <= 0.7
+
+
+def test_rounds_have_bounds():
+    assert schedule.pair_rounds(4, 0.1, 10.0, 1.0) == 4
+    assert schedule.pair_rounds(4, 100.0, 0.1, 0.01) == schedule.MOST_ROUNDS
+    assert schedule.pair_rounds(4, 1.0, 0.1, 0.1) == schedule.MOST_ROUNDS  # can never be reached
+
+
+def test_a_tenth_of_the_slots_may_be_redone_and_a_few_at_the_start():
+    assert schedule.may_redo(0, 1)
+    assert schedule.may_redo(13, 100)
+    assert not schedule.may_redo(14, 100)
+
+
+@pytest.mark.parametrize(
+    ("needs", "room", "baseline", "expected"),
+    [
+        pytest.param([1, 1, 1], 10, 0, [[0, 1, 2]], id="all fit"),
+        pytest.param([1, 1, 1], None, 0, [[0, 1, 2]], id="nothing is known"),
+        pytest.param([3, 3, 3, 3], 12, 0, [[0, 1, 2], [0, 3]], id="three at a time"),
+        pytest.param([3, 3, 3, 3], 12, 2, [[0, 1, 2], [2, 3]], id="another baseline"),
+        pytest.param([3, 3, 3], 4, None, [[0], [1], [2]], id="no baseline"),
+        pytest.param([3, 30, 3], 12, 0, [[0, 1], [0, 2]], id="one that never fits"),
+        pytest.param([30], 12, 0, [[0]], id="the baseline alone"),
+    ],
+)
+def test_groups_fit_in_memory_and_hold_the_baseline(needs, room, baseline, expected):
+    assert schedule.groups(needs, room, baseline) == expected

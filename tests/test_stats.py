@@ -7,10 +7,11 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from datbench import stats
+from datbench.schedule import LOOK_LEVEL
 
 floats = st.floats(0.1, 1e4)
 
@@ -107,3 +108,104 @@ def test_verdicts_are_symmetric(middle, half):
     forward = stats.verdict(middle - half, middle + half, 0.01)
     backward = stats.verdict(-middle - half, -middle + half, 0.01)
     assert backward == turned.get(forward, forward)
+
+
+ratios = st.lists(st.floats(-0.3, 0.3), min_size=3, max_size=20)
+
+
+@given(st.lists(ratios, min_size=1, max_size=6), st.floats(0.001, 0.2))
+def test_a_decision_agrees_with_its_own_interval(comparisons, min_effect):
+    for values, decision in zip(
+        comparisons, stats.decide(comparisons, LOOK_LEVEL, min_effect), strict=True
+    ):
+        assert decision.mean == pytest.approx(statistics.fmean(values), abs=1e-12)
+        assert decision.lo <= decision.mean <= decision.hi
+        assert decision.verdict == stats.verdict(decision.lo, decision.hi, min_effect)
+        assert decision.pairs_needed is None or decision.verdict == "INCONCLUSIVE"
+
+
+@given(st.lists(ratios, min_size=1, max_size=6))
+def test_decisions_do_not_depend_on_the_order_of_the_comparisons(comparisons):
+    forward = stats.decide(comparisons, LOOK_LEVEL, 0.01)
+    backward = stats.decide(comparisons[::-1], LOOK_LEVEL, 0.01)
+    for one, other in zip(forward, backward[::-1], strict=True):
+        assert one.verdict == other.verdict
+
+
+@given(ratios, st.lists(ratios, max_size=5))
+def test_a_comparison_alone_is_never_held_to_more_than_among_others(values, others):
+    assume(statistics.stdev(values) > 1e-9)
+    alone = stats.decide([values], LOOK_LEVEL, 0.01)[0]
+    among = stats.decide([values, *others], LOOK_LEVEL, 0.01)[0]
+    assert among.lo <= alone.lo
+    assert alone.hi <= among.hi
+    _, lo, hi = stats.student_interval(values, 1 - (1 - LOOK_LEVEL) / (1 + len(others)))
+    assert lo <= among.lo + 1e-12
+    assert among.hi - 1e-12 <= hi
+
+
+def test_the_level_follows_holm_step_by_step():
+    clear = [0.1001, 0.1, 0.0999, 0.1, 0.1]
+    middling = [0.03, 0.02, 0.045, 0.025, 0.03]
+    vague = [0.03, -0.02, 0.01, 0.04, -0.03]
+    found = stats.decide([vague, clear, middling], 0.95, 0.01)
+    for decision, values, share in ((found[1], clear, 3), (found[2], middling, 2)):
+        _, lo, hi = stats.student_interval(values, 1 - 0.05 / share)
+        assert (decision.lo, decision.hi) == pytest.approx((lo, hi))
+        assert decision.verdict == "SLOWER"
+    _, lo, hi = stats.student_interval(vague, 0.95)
+    assert (found[0].lo, found[0].hi) == pytest.approx((lo, hi))
+    assert found[0].verdict == "INCONCLUSIVE"
+
+
+def test_after_the_first_open_comparison_the_rest_stay_open():
+    # Either would be decided at 95 %, neither at 97.5 %.
+    values = [0.007, 0.03, 0.025, 0.0, 0.021]
+    _, lo, _ = stats.student_interval(values, 0.95)
+    _, lower, _ = stats.student_interval(values, 0.975)
+    assert lower < 0 < lo
+    found = stats.decide([values, values], 0.95, 0.005)
+    assert [decision.verdict for decision in found] == ["INCONCLUSIVE"] * 2
+    assert stats.decide([values], 0.95, 0.005)[0].verdict == "SLOWER"
+
+
+def test_values_without_spread_are_decided():
+    same, slower = stats.decide([[0.0] * 5, [0.02] * 5], LOOK_LEVEL, 0.01)
+    assert (same.verdict, slower.verdict) == ("SAME", "SLOWER")
+
+
+def test_pairs_needed_are_those_that_settle_it():
+    values = [0.01, -0.008, 0.02, 0.016, -0.004]
+    needed = stats.decide([values], LOOK_LEVEL, 0.01)[0].pairs_needed
+    error = statistics.stdev(values)
+
+    def half(pairs):
+        # as many pairs with the same mean and deviation
+        spread = error * math.sqrt((pairs - 1) / pairs)
+        made = [statistics.fmean(values) + spread * (-1) ** i for i in range(pairs)]
+        _, lo, hi = stats.student_interval(made, LOOK_LEVEL)
+        return (hi - lo) / 2
+
+    mean = statistics.fmean(values)
+    room = max(abs(mean), math.log1p(0.01) - abs(mean))
+    even = needed + needed % 2
+    assert half(even) < room * 1.02
+    assert half(even - 4) > room * 0.98
+    assert stats.pairs_needed([0.5, -0.5, 0.5, -0.5], LOOK_LEVEL, 0.01) is None
+
+
+def test_what_is_detectable_is_found_as_often_as_it_says():
+    rng = random.Random(4)
+    deviation, pairs, runs = 0.01, 8, 2000
+    effect = math.log1p(stats.detectable(deviation, pairs, LOOK_LEVEL))
+    found = 0
+    for _ in range(runs):
+        values = [rng.gauss(effect, deviation) for _ in range(pairs)]
+        found += stats.student_interval(values, LOOK_LEVEL)[1] > 0
+    assert 0.93 <= found / runs <= 0.98
+
+
+def test_wilson_interval_is_the_textbook_one():
+    assert stats.wilson_interval(0, 100) == pytest.approx((0.0, 0.0370), abs=1e-4)
+    assert stats.wilson_interval(5, 100) == pytest.approx((0.0215, 0.1118), abs=1e-4)
+    assert stats.wilson_interval(100, 100)[1] == pytest.approx(1.0)

@@ -1,9 +1,10 @@
 """Latency: milliseconds of one forward of a batch that is already on the device.
 
-Iterations come in slots, after an untimed one that absorbs what another process left in the
-caches. `latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99
-need 29, 59 and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median`
-(CUDA) is how long launching took; where that is longer than the work the row is `host_bound`.
+Iterations come in slots, after one or two untimed ones that absorb what another process left in
+the caches, with gauges of what else went on read before and after. `latency_ms_median` is the
+median of all samples, with a 95 % interval; p90, p95 and p99 need 29, 59 and 299 samples;
+`throughput_img_s` is images over the summed time. `host_ms_median` (CUDA) is how long launching
+took; where that is longer than the work the row is `host_bound`.
 
 `time_modules` marks the time before and after each module. That costs time itself, and keeps
 TransformerEncoderLayer off its fast path: steps with and without marks take turns, and the
@@ -14,20 +15,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from datbench import gauges
 from datbench.records import Measurement
 from datbench.stats import PERCENTILE_SAMPLES, latency_interval, percentile
 
 if TYPE_CHECKING:
-    from datbench.device import Timing
     from datbench.trial import Trial
 
-WARMUP_S, WARMUP_MOST_S = 1.0, 20.0  # seconds, at least and at most
-STEADY = 0.03  # relative difference between the medians of the last and the previous runs
+WARMUP_MOST_S = 20.0
+STEADY = 0.05  # relative difference between the fastest of the last and the previous blocks
+BLOCKS, BLOCK_MS = 3, 20.0  # blocks that are compared; milliseconds of each, or one iteration
 MODULE_STEPS, MODULE_S = (10, 200), 5.0  # steps with marks, at least and at most; seconds
 NOISY = 0.10  # width of the interval relative to the median
 
@@ -53,31 +56,58 @@ class Samples:
     host_ms: list[float] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Timed iterations in a row, and what else went on.
+
+    Args:
+        latency_ms: of each iteration, on the device's own clock.
+        host_ms: until the host could go on; None where the device is the host.
+        before, after: gauges around the timed iterations.
+    """
+
+    latency_ms: list[float]
+    host_ms: list[float] | None
+    before: gauges.Readings
+    after: gauges.Readings
+
+
 def warm_up(trial: Trial, most_s: float = WARMUP_MOST_S) -> Warmup:
-    """Run for a second and until five iterations take as long as the five before.
+    """Run until the fastest of three blocks of iterations is as fast as that of the three before.
 
     Args:
         trial: what to run.
         most_s: seconds after which it ends in any case.
     """
     start = time.monotonic()
-    times: list[float] = []
+    blocks: list[float] = []
+    iterations = 1
     while True:
-        times += trial.device.time(trial.step, 1).latency_ms
+        block = trial.device.time(trial.step, iterations).latency_ms
+        blocks.append(statistics.median(block))
+        iterations = max(1, min(1000, math.ceil(BLOCK_MS / max(blocks[-1], 1e-3))))
         spent = time.monotonic() - start
-        last, previous = times[-5:], times[-10:-5]
-        if len(previous) == 5:
-            steady = abs(statistics.median(last) / statistics.median(previous) - 1) < STEADY
-            if steady and spent > WARMUP_S:
-                return Warmup(statistics.median(last), True)
-        if spent > most_s:
-            return Warmup(statistics.median(last), False)
+        last, previous = blocks[-BLOCKS:], blocks[-2 * BLOCKS : -BLOCKS]
+        steady = (
+            len(previous) == BLOCKS
+            and abs(min(last) / min(previous) - 1) < STEADY
+            and spent > trial.device.warm_up_s
+        )
+        if steady or spent > most_s:
+            return Warmup(statistics.median(last), steady)
 
 
-def time_slot(trial: Trial, iterations: int) -> Timing:
-    """Time consecutive iterations after an untimed one."""
-    trial.step()
-    return trial.device.time(trial.step, iterations)
+def time_slot(trial: Trial, iterations: int) -> Slot:
+    """Time consecutive iterations after untimed ones."""
+    device = trial.device
+    state = device.state()  # takes milliseconds, in which a GPU would run dry
+    start, steps = time.monotonic(), 0
+    while steps < device.switch_steps or time.monotonic() - start < device.switch_s:
+        trial.step()
+        steps += 1
+    before = gauges.read(state)
+    timing = device.time(trial.step, iterations)
+    return Slot(timing.latency_ms, timing.host_ms, before, gauges.read(device.state()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +186,10 @@ def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measure
         doubts.append(f"few_samples: {len(samples)} timed iterations")
     if interval is not None and interval[1] - interval[0] > NOISY * median:
         width = (interval[1] - interval[0]) / median
-        doubts.append(f"noisy: the interval is {width:.0%} of the median wide; quiet the machine")
+        doubts.append(f"noisy: the interval is {width:.0%} of the median wide")
     host_median = statistics.median(host) if host else None
     if host_median is not None and host_median > median:
-        doubts.append("host_bound: launching took longer than the work; try a larger batch")
+        doubts.append("host_bound: launching took longer than the work")
     lo, hi = interval or (None, None)
     yield Measurement("latency_ms_median", median, tuple(doubts))
     yield Measurement("latency_ms_lo", lo)

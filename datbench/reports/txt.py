@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from datbench.advice import advice
 from datbench.records import Comparison, Record
 from datbench.reports import report
 
@@ -77,7 +78,10 @@ def tabulate(
         "latency\nms [95 %]": latency,
         "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
         "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
+        "mJ/img": lambda r: rounded(r.values.get("energy_mj_img")),
     }
+    if all(record.values.get("energy_mj_img") is None for record in records):
+        del columns["mJ/img"]
     if len({shape(record) for record in records}) == 1:
         del columns["input"]
     for title, known in (("GMACs\npaper", "published_macs"), ("top-1\n%", "published_top1")):
@@ -113,16 +117,70 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
             yield f"{record.model} failed: {record.error}"
         for warning in record.all_warnings:
             yield f"{record.model}: {warning}"
-    if any(r.comparison and r.comparison.verdict is None for r in records):
+    compared = [r.comparison for r in records if r.comparison]
+    if any(comparison.verdict is None for comparison in compared):
+        pairs = max(int(record.values.get("pairs") or 0) for record in records)
         yield (
             "No verdict: one process pair, so the interval leaves out what differs from process "
             "to process."
+            if pairs <= 1
+            else f"No verdict: {pairs} process pairs are too few."
         )
+    elif len(compared) > 1:
+        yield standing(records)
+    yield from advice(records)
+    for calibration in dict.fromkeys(map(calibrated, records)):
+        if calibration:
+            yield calibration
     for record in records:
         if record.published_source:
             yield as_published(record)
     one_shape = len({shape(record) for record in records}) == 1
     yield from dict.fromkeys(conditions(record, one_shape) for record in records)
+
+
+def standing(records: Sequence[Record]) -> str:
+    """Say which models stand on which side of the baseline; ties stay ties."""
+    sides: dict[str, list[str]] = {"FASTER": [], "SAME": [], "SLOWER": [], "INCONCLUSIVE": []}
+    for record in records:
+        if record.comparison and record.comparison.verdict:
+            sides[record.comparison.verdict].append(record.model)
+    words = {"SAME": "the same", "INCONCLUSIVE": "open"}
+    parts = [
+        f"{words.get(side, side.lower())}: {', '.join(models)}"
+        for side, models in sides.items()
+        if models
+    ]
+    baseline = next(r.comparison.baseline for r in records if r.comparison)
+    return f"Against {baseline} - {'; '.join(parts)}. Models of one side are not ranked."
+
+
+def calibrated(record: Record) -> str:
+    """Say what the machine can tell apart, where that is known."""
+    known = record.calibration
+    if known is None:
+        return ""
+    sees = ", ".join(f"{tier} {found:.1%}" for tier, found in known.detectable.items())
+    return (
+        f"This machine finds differences of: {sees} (calibrated {known.timestamp_utc[:10]} with "
+        f"{known.model}, {rounded(known.latency_ms)} ms; identical models were called different "
+        f"in {known.false_verdicts} of {known.comparisons} comparisons)."
+    )
+
+
+def account(records: Sequence[Record]) -> RenderableType:
+    """Lay out where the time of a run went, in seconds, and how much of it was timed."""
+    kinds = list(dict.fromkeys(kind for record in records for kind in record.spent_s))
+    table = plain_table()
+    for title in ("seconds", *(record.model for record in records), "all"):
+        table.add_column(Text(title), justify="left" if title == "seconds" else "right")
+    for kind in kinds:
+        spent = [record.spent_s.get(kind, 0.0) for record in records]
+        table.add_row(kind, *(f"{s:.1f}" for s in (*spent, sum(spent))))
+    after = sum(s for r in records for kind, s in r.spent_s.items() if kind != kinds[0])
+    timed = sum(record.spent_s.get("timed", 0.0) for record in records)
+    share = f"{timed / after:.0%} of the time after the first line was timed." if after else ""
+    return Group(table, "", share)
 
 
 def as_published(record: Record) -> str:
@@ -145,9 +203,13 @@ def conditions(record: Record, with_shape: bool) -> str:
     where = environment.device_name if environment else work.device
     versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
     size = f" {shape(record)}" if with_shape else ""
+    set_ = {"tf32": work.tf32, "cold cache": work.cold_cache}
+    set_["cudnn.benchmark off"] = work.device != "cpu" and not work.cudnn_benchmark
+    extra = "".join(f", {name}" for name, on in set_.items() if on)
     return (
-        f"{work.device} ({where}), {work.threads} threads, {row['dtype']}, {row['runtime']}, batch "
-        f"{work.batch_size} of {work.image}{size}; {versions}; run {record.run_id}"
+        f"{work.device} ({where}), {work.threads} threads, {row['dtype']}{extra}, "
+        f"{row['runtime']}, batch {work.batch_size} of {work.image}{size}; {versions}; "
+        f"run {record.run_id}"
     )
 
 

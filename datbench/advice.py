@@ -1,0 +1,70 @@
+"""What a user can do about the flags of a run; never something already done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from datbench.records import Record
+from datbench.schedule import RIGOROUS
+
+
+def advice(records: Sequence[Record]) -> Iterator[str]:
+    """Yield what would help, once for all records."""
+    flags = {flag for record in records for flag in record.flags}
+    if "contended" in flags:
+        yield "Close what competes for the cores" + _or_fewer_threads(records) + "."
+    elif "noisy" in flags and (threads := _or_fewer_threads(records)):
+        yield f"The machine is restless{threads}."
+    yield from _more_pairs(records, flags)
+    if "throttled" in flags:
+        yield "The GPU's clocks do not hold: let it cool, or fix a lower clock (nvidia-smi -lgc)."
+    if "foreign_process" in flags:
+        yield "Stop the other processes on the GPU, or choose another one with --device."
+    if "host_bound" in flags:
+        yield "The GPU waits for the host: a larger --batch-size shows what the GPU can do."
+    if "not_warm" in flags and any(record.budget_s for record in records):
+        yield "A longer --budget leaves more time to warm up."
+    for record in records:
+        if "oom" in record.flags and (smaller := _smaller(record)):
+            yield f"{record.model} may fit with {smaller}."
+
+
+def _or_fewer_threads(records: Sequence[Record]) -> str:
+    """Leave a core to the rest of the machine, if the models have them all."""
+    for record in records:
+        cores = record.environment.cores if record.environment else None
+        if record.workload.device == "cpu" and cores and 1 < record.workload.threads >= cores:
+            return f", or leave it a core with --threads {cores - 1}"
+    return ""
+
+
+def _more_pairs(records: Sequence[Record], flags: set[str]) -> Iterator[str]:
+    is_open = [r for r in records if r.comparison and r.comparison.verdict == "INCONCLUSIVE"]
+    needed = [r.comparison.pairs_needed for r in is_open if r.comparison]
+    within = [n for n in needed if n is not None and n <= RIGOROUS.looks[-1]]
+    rigorous = any(record.tier == RIGOROUS.name for record in records)
+    if is_open:
+        told = ", ".join(
+            f"{r.model} about {r.comparison.pairs_needed}"
+            for r in is_open
+            if r.comparison and r.comparison.pairs_needed
+        )
+        text = f"Process pairs that would settle what is open: {told}." if told else ""
+        if within and not rigorous:
+            text += f" --rigorous runs up to {RIGOROUS.looks[-1]}."
+        elif not within and not any(record.calibration for record in records):
+            text += " `datbench calibrate` tells how small a difference this machine can show."
+        if text:
+            yield text.strip()
+    elif flags & {"noisy", "few_samples"} and not rigorous:
+        yield "More processes narrow the intervals: --rigorous."
+
+
+def _smaller(record: Record) -> str:
+    work = record.workload
+    ways = []
+    if work.batch_size > 1:
+        ways.append("a smaller --batch-size")
+    if work.dtype == "float32" and work.device != "cpu":
+        ways.append("--dtype bfloat16")
+    return " or ".join(ways)

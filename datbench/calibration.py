@@ -1,0 +1,145 @@
+"""A model against itself: how far this machine can tell two models apart.
+
+Three copies of a model are compared as any models are, over 20 process pairs. What the ratios
+of identical models scatter is the noise floor; from it follows the smallest difference that each
+tier finds. The pairs, cut into comparisons of as many pairs as the first look has, tell how often
+identical models are called different.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import socket
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datbench.device import cpu_name
+from datbench.plan import Plan
+from datbench.records import Calibration, Record, Workload
+from datbench.runner import Progress, Run
+from datbench.schedule import DEFAULT, LOOK_LEVEL, RIGOROUS, Protocol
+from datbench.stats import decide, detectable, wilson_interval
+from datbench.store import RunFolder
+
+COPIES = 3
+FILE = "calibration.json"
+
+
+def protocol(pairs: int, budget_s: float | None) -> Protocol:
+    """So many process pairs, whatever they show."""
+    return dataclasses.replace(DEFAULT, looks=(pairs,), budget_s=budget_s, name="calibrate")
+
+
+def calibrate(
+    plan: Plan, folder: RunFolder, progress: Progress
+) -> tuple[list[Record], Calibration | None, dict[str, Any]]:
+    """Compare copies of a model and keep what that says of the machine in the run folder.
+
+    Args:
+        plan: copies of one model, the first of them the baseline.
+        folder: of this run.
+        progress: called with what is going on and the fraction that is done.
+    Returns:
+        The records; the calibration, None if there are too few process pairs for one; and the
+        state of the device's settings.
+    """
+    measured = Run(plan, folder, progress)
+    measured.measure()
+    records = measured.finish()
+    pairs = [arm.pairs(1) for arm in measured.arms if arm.label != plan.baseline]
+    found = summarise(records, pairs)
+    if found is not None:
+        first = plan.cases[0].workload
+        content = {"machine": machine(first), **dataclasses.asdict(found)}
+        (folder.path / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return records, found, measured.health
+
+
+def summarise(records: Sequence[Record], pairs: Sequence[Sequence[float]]) -> Calibration | None:
+    """Turn log-ratios of identical models into a calibration.
+
+    Args:
+        records: of the copies, the baseline first.
+        pairs: of each other copy, one log-ratio a process pair.
+    Returns:
+        None where a copy has fewer pairs than the first look needs.
+    """
+    first = DEFAULT.looks[0]
+    latency = records[0].values.get("latency_ms_median")
+    if latency is None or not pairs or min(map(len, pairs)) < first:
+        return None
+    deviation = math.sqrt(statistics.fmean(statistics.variance(values) for values in pairs))
+    runs = [run for values in pairs for run in _runs(values, first)]
+    verdicts = [decide([run], LOOK_LEVEL, DEFAULT.min_effect)[0].verdict for run in runs]
+    return Calibration(
+        timestamp_utc=records[0].timestamp_utc,
+        model=records[0].model,
+        latency_ms=latency,
+        pairs=min(map(len, pairs)),
+        deviation=deviation,
+        detectable={
+            tier.name: detectable(deviation, tier.looks[-1], LOOK_LEVEL)
+            for tier in (DEFAULT, RIGOROUS)
+        },
+        false_verdicts=sum(verdict in ("FASTER", "SLOWER") for verdict in verdicts),
+        comparisons=len(runs),
+    )
+
+
+def _runs(values: Sequence[float], length: int) -> list[tuple[float, ...]]:
+    """Cut into runs of one length; what is left over is left out."""
+    return list(zip(*[iter(values)] * length, strict=False))
+
+
+def machine(work: Workload) -> dict[str, str | int]:
+    """What must be the same for a calibration to hold."""
+    return {
+        "host": socket.gethostname(),
+        "cpu": cpu_name(),
+        "device": work.device,
+        "threads": work.threads,
+    }
+
+
+def latest_calibration(results: Path, work: Workload) -> Calibration | None:
+    """Find the newest calibration of this machine, counting false verdicts over all of them."""
+    found = []
+    for path in sorted(results.glob(f"*/{FILE}")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("machine") == machine(work):
+                found.append(Calibration(**content))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # cut off by a kill, or of another version: as if it were not there
+    if not found:
+        return None
+    newest = max(found, key=lambda calibration: calibration.timestamp_utc)
+    return dataclasses.replace(
+        newest,
+        false_verdicts=sum(calibration.false_verdicts for calibration in found),
+        comparisons=sum(calibration.comparisons for calibration in found),
+    )
+
+
+def told(found: Calibration) -> Iterator[str]:
+    """Put a calibration into words."""
+    yield (
+        f"Noise floor: the ratio of {found.model} to itself scatters by {found.deviation:.2%} "
+        f"from process pair to process pair ({found.pairs} pairs of {COPIES} copies)."
+    )
+    yield "--quick: one process pair, no verdicts."
+    for tier in (DEFAULT, RIGOROUS):
+        yield (
+            f"{'--' if tier is RIGOROUS else ''}{tier.name}, {tier.looks[-1]} process pairs: finds "
+            f"a difference of {found.detectable[tier.name]:.1%} 19 times of 20."
+        )
+    lo, hi = wilson_interval(found.false_verdicts, found.comparisons)
+    yield (
+        f"Identical models were called different in {found.false_verdicts} of "
+        f"{found.comparisons} comparisons of {DEFAULT.looks[0]} pairs "
+        f"(95 % interval of the rate: {lo:.0%} to {hi:.0%})."
+    )
