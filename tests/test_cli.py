@@ -274,7 +274,7 @@ def test_verbose_tells_where_the_time_went(call, monkeypatch, make_record):
     monkeypatch.setattr("datbench.runner.run", lambda *_: records)
     quiet = call("compare", "--models", "dat", "--device", "cpu")
     verbose = call("compare", "--models", "dat", "--device", "cpu", "--verbose")
-    assert "75% of the time after the first line was timed." in verbose.stdout
+    assert "After facts, MACs and memory, 75% of it was timed iterations." in verbose.stdout
     assert verbose.stdout.startswith(quiet.stdout)
 
 

@@ -179,7 +179,7 @@ def account(records: Sequence[Record]) -> RenderableType:
         table.add_row(kind, *(f"{s:.1f}" for s in (*spent, sum(spent))))
     after = sum(s for r in records for kind, s in r.spent_s.items() if kind != kinds[0])
     timed = sum(record.spent_s.get("timed", 0.0) for record in records)
-    share = f"{timed / after:.0%} of the time after the first line was timed." if after else ""
+    share = f"After {kinds[0]}, {timed / after:.0%} of it was timed iterations." if after else ""
     return Group(table, "", share)
 
 
