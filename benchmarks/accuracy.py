@@ -159,7 +159,9 @@ def run(name: str, slower: float, count: int) -> None:
     """Add so many comparisons to the file."""
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    from datbench.device import usable_cores
+
+    torch.set_num_threads(usable_cores())
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / "comparisons.jsonl"
     done = len(path.read_text().splitlines()) if path.exists() else 0
@@ -217,7 +219,9 @@ def counted(results: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
     from datbench.stats import wilson_interval
 
     verdicts = collections.Counter(result["verdict"] for result in results)
-    wrong = [r for r in results if r["verdict"] in ("FASTER", "SLOWER"[: 0 if slower else 6])]
+    false = {"FASTER"} | ({"SLOWER"} if not slower else set())
+    false |= {"SAME"} if slower / 100 >= MARGIN else set()
+    wrong = [result for result in results if result["verdict"] in false]
     counts: dict[str, Any] = {"verdicts": dict(verdicts), "wrong": len(wrong)}
     counts["wrong_interval"] = wilson_interval(len(wrong), len(results))
     if "flags" in results[0]:

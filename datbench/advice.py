@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from datbench.records import Record
-from datbench.schedule import RIGOROUS
+from datbench.schedule import DEFAULT, RIGOROUS
 
 
 def advice(records: Sequence[Record]) -> Iterator[str]:
     """Yield what would help, once for all records."""
     flags = {flag for record in records for flag in record.flags}
-    if "contended" in flags:
+    if "contended" in flags and any("quota" in w for r in records for w in r.warnings):
+        yield "The container may not keep so many cores busy: fewer --threads."
+    elif "contended" in flags:
         yield "Close what competes for the cores" + _or_fewer_threads(records) + "."
-    elif "noisy" in flags and (threads := _or_fewer_threads(records)):
-        yield f"The machine is restless{threads}."
+    elif "noisy" in flags and records[0].workload.device == "cpu":
+        yield (
+            "No process of this machine was in the way: clocks, or other machines on the same "
+            "host, moved the times."
+        )
     yield from _more_pairs(records, flags)
     if "throttled" in flags:
         yield "The GPU's clocks do not hold: let it cool, or fix a lower clock (nvidia-smi -lgc)."
@@ -39,6 +44,8 @@ def _or_fewer_threads(records: Sequence[Record]) -> str:
 
 
 def _more_pairs(records: Sequence[Record], flags: set[str]) -> Iterator[str]:
+    if any(record.tier == "calibrate" for record in records):
+        return
     is_open = [r for r in records if r.comparison and r.comparison.verdict == "INCONCLUSIVE"]
     needed = [r.comparison.pairs_needed for r in is_open if r.comparison]
     within = [n for n in needed if n is not None and n <= RIGOROUS.looks[-1]]
@@ -50,7 +57,9 @@ def _more_pairs(records: Sequence[Record], flags: set[str]) -> Iterator[str]:
             if r.comparison and r.comparison.pairs_needed
         )
         text = f"Process pairs that would settle what is open: {told}." if told else ""
-        if within and not rigorous:
+        if _cut_by_budget(records):
+            text += " A longer --budget leaves time for more."
+        elif within and not rigorous:
             text += f" --rigorous runs up to {RIGOROUS.looks[-1]}."
         elif not within and not any(record.calibration for record in records):
             text += " `datbench calibrate` tells how small a difference this machine can show."
@@ -58,6 +67,16 @@ def _more_pairs(records: Sequence[Record], flags: set[str]) -> Iterator[str]:
             yield text.strip()
     elif flags & {"noisy", "few_samples"} and not rigorous:
         yield "More processes narrow the intervals: --rigorous."
+
+
+def _cut_by_budget(records: Sequence[Record]) -> bool:
+    tiers = {tier.name: tier for tier in (DEFAULT, RIGOROUS)}
+    return any(
+        record.budget_s is not None
+        and record.tier in tiers
+        and (record.values.get("pairs") or 0) < tiers[record.tier].looks[-1]
+        for record in records
+    )
 
 
 def _smaller(record: Record) -> str:

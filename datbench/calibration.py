@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import socket
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from datbench.plan import Plan
 from datbench.records import Calibration, Record, Workload
 from datbench.runner import Progress, Run
 from datbench.schedule import DEFAULT, LOOK_LEVEL, RIGOROUS, Protocol
-from datbench.stats import decide, detectable, wilson_interval
+from datbench.stats import decide, detectable
 from datbench.store import RunFolder
 
 COPIES = 3
@@ -50,7 +51,7 @@ def calibrate(
     measured = Run(plan, folder, progress)
     measured.measure()
     records = measured.finish()
-    pairs = [arm.pairs(1) for arm in measured.arms if arm.label != plan.baseline]
+    pairs = [arm.pairs for arm in measured.arms if arm.label != plan.baseline]
     found = summarise(records, pairs)
     if found is not None:
         first = plan.cases[0].workload
@@ -82,7 +83,7 @@ def summarise(records: Sequence[Record], pairs: Sequence[Sequence[float]]) -> Ca
         pairs=min(map(len, pairs)),
         deviation=deviation,
         detectable={
-            tier.name: detectable(deviation, tier.looks[-1], LOOK_LEVEL)
+            tier.name: detectable(deviation, tier.looks[-1], LOOK_LEVEL, tier.min_effect)
             for tier in (DEFAULT, RIGOROUS)
         },
         false_verdicts=sum(verdict in ("FASTER", "SLOWER") for verdict in verdicts),
@@ -101,6 +102,7 @@ def machine(work: Workload) -> dict[str, str | int]:
         "host": socket.gethostname(),
         "cpu": cpu_name(),
         "device": work.device,
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": work.threads,
     }
 
@@ -137,9 +139,11 @@ def told(found: Calibration) -> Iterator[str]:
             f"{'--' if tier is RIGOROUS else ''}{tier.name}, {tier.looks[-1]} process pairs: finds "
             f"a difference of {found.detectable[tier.name]:.1%} 19 times of 20."
         )
-    lo, hi = wilson_interval(found.false_verdicts, found.comparisons)
+    yield (
+        f"(More than {DEFAULT.min_effect:.0%}, below which two models count as the same: "
+        "--min-effect.)"
+    )
     yield (
         f"Identical models were called different in {found.false_verdicts} of "
-        f"{found.comparisons} comparisons of {DEFAULT.looks[0]} pairs "
-        f"(95 % interval of the rate: {lo:.0%} to {hi:.0%})."
+        f"{found.comparisons} comparisons of {DEFAULT.looks[0]} pairs."
     )

@@ -319,12 +319,14 @@ def compare(
     **options: Any,
 ) -> None:
     """Measure models against each other, interleaved, and say which differences are real."""
-    from datbench.gate import Gate, failures
+    from datbench.gate import Gate, failures, unjudged
 
     if quick and rigorous:
         raise UserError("--quick and --rigorous exclude each other; give one of them")
     if quick and conditions:
         raise UserError("--fail-if needs verdicts, which --quick has not; leave one of them out")
+    if conditions and len(models) < 2:
+        raise UserError("--fail-if needs a comparison; give two models or more")
     gates = [Gate.parse(text) for text in conditions]
     protocol = choose_protocol(quick, rigorous, budget, min_effect / 100)
     records = _measure("compare", models, protocol, **options)
@@ -334,6 +336,9 @@ def compare(
     if reasons:
         sys.exit(GATED)
     _exit_on_faults(records)
+    if gates and (open_ := unjudged(records)):
+        click.echo(f"Error: too few process pairs to judge {', '.join(open_)}", err=True)
+        sys.exit(FAILED)
     if strict and any(record.flags for record in records):
         sys.exit(FLAGGED)
 
@@ -362,9 +367,10 @@ def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
     protocol = calibration.protocol(pairs, options.pop("budget"))
     copies = [model] * calibration.COPIES
     plan, folder = prepare("calibrate", copies, protocol, options.pop("results"), **options)
+    findings = list(health.host(plan.cases[0].workload.threads))  # before we load it ourselves
     with _progress() as progress:
         records, found, state = calibration.calibrate(plan, folder, progress)
-    findings = [*health.host(), *health.gpu(state)]
+    findings += health.gpu(state)
     table = plain_table()
     for title in ("machine", "found", "what to do"):
         table.add_column(title)

@@ -56,3 +56,8 @@ def failures(records: Sequence[Record], gates: Sequence[Gate]) -> Iterator[str]:
                     f"{record.model}: {told(record.comparison)} than "
                     f"{record.comparison.baseline}, beyond {gate.direction}>{gate.percent:g}%"
                 )
+
+
+def unjudged(records: Sequence[Record]) -> list[str]:
+    """Models whose comparison has no verdict, so that no condition can hold."""
+    return [r.model for r in records if r.comparison and r.comparison.verdict is None]

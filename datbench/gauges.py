@@ -10,10 +10,10 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-WAITED = 0.10  # of a slot's time, for which threads that were ready had no core
+WAITED = 0.10  # of a slot's time, for which a thread that was ready had no core
 PRESSED = 0.25  # of a slot's time, in which something waited for a core; our wake-ups do too
 TAKEN = 0.05  # of the cores' time, taken by the hypervisor or the quota
 TAKEN_LEAST_S = 0.02  # steal is told in ticks of 10 ms, and a single one means nothing
@@ -50,7 +50,7 @@ class Readings:
     Args:
         at_s: monotonic clock.
         switches: involuntary context switches of this process.
-        waited_s: for which its threads were ready and had no core.
+        waited_s: by thread, for which it was ready and had no core.
         pressure_s: in which anything on this machine waited for a core.
         stolen_s: core seconds that the hypervisor gave to others.
         throttled_s: for which the control group had spent its quota.
@@ -60,7 +60,7 @@ class Readings:
 
     at_s: float
     switches: int | None = None
-    waited_s: float | None = None
+    waited_s: Mapping[int, float] | None = None
     pressure_s: float | None = None
     stolen_s: float | None = None
     throttled_s: float | None = None
@@ -96,37 +96,60 @@ class Disturbance:
         return bool(self.contended) or self.unsteady
 
 
+def changes(before: Readings, after: Readings) -> dict[str, float | None]:
+    """What the gauges of the host show between two readings.
+
+    Returns:
+        `waited`: the longest wait of one thread, `pressure`, `throttled`: as shares of the time;
+        `stolen`: as a share of the cores' time; `switches` a second; None where not readable.
+    """
+    elapsed = max(after.at_s - before.at_s, 1e-9)
+
+    def grown(start: float | None, end: float | None, unit: float = 1.0) -> float | None:
+        return None if start is None or end is None else (end - start) / elapsed / unit
+
+    waited = None
+    if before.waited_s is not None and after.waited_s is not None:
+        waits = [end - before.waited_s.get(id_, 0.0) for id_, end in after.waited_s.items()]
+        waited = max(waits, default=0.0) / elapsed
+    return {
+        "seconds": elapsed,
+        "waited": waited,
+        "pressure": grown(before.pressure_s, after.pressure_s),
+        "stolen": grown(before.stolen_s, after.stolen_s, after.cores),
+        "throttled": grown(before.throttled_s, after.throttled_s),
+        "switches": grown(before.switches, after.switches),
+    }
+
+
 def disturbance(before: Readings, after: Readings) -> Disturbance:
     """Say what the gauges around a slot show."""
-    elapsed = max(after.at_s - before.at_s, 1e-9)
-    return Disturbance(_contended(before, after, elapsed), *_clocks(before.gpu, after.gpu))
+    told = _contended(after.cores, **changes(before, after))
+    return Disturbance(told, *_clocks(before.gpu, after.gpu))
 
 
-def _contended(before: Readings, after: Readings, elapsed: float) -> str:
-    def grown(name: str) -> float | None:
-        start, end = getattr(before, name), getattr(after, name)
-        return None if start is None or end is None else end - start
-
-    waited, pressure = grown("waited_s"), grown("pressure_s")
-    stolen, throttled, switches = grown("stolen_s"), grown("throttled_s"), grown("switches")
-    if throttled is not None and throttled > TAKEN * elapsed:
-        return f"the container's CPU quota was spent for {throttled / elapsed:.0%} of the time"
-    if stolen is not None and stolen > max(TAKEN_LEAST_S, TAKEN * elapsed * after.cores):
-        return f"the hypervisor took {stolen / elapsed / after.cores:.0%} of the cores' time"
-    if waited is not None:
-        return (
-            f"its threads waited for a core for {waited / elapsed:.0%} of the time"
-            if waited > WAITED * elapsed
-            else ""
-        )
+def _contended(
+    cores: int,
+    *,
+    seconds: float | None,
+    waited: float | None,
+    pressure: float | None,
+    stolen: float | None,
+    throttled: float | None,
+    switches: float | None,
+) -> str:
+    ticks = TAKEN_LEAST_S / (seconds or 1.0) / cores
+    if throttled is not None and throttled > TAKEN:
+        return f"the container's CPU quota was spent for {throttled:.0%} of the time"
+    if stolen is not None and stolen > max(ticks, TAKEN):
+        return f"the hypervisor took {stolen:.0%} of the cores' time"
+    if waited is not None:  # the surest; the others are for where it cannot be read
+        return f"a thread waited for a core for {waited:.0%} of the time" * (waited > WAITED)
     if pressure is not None:
-        return (
-            f"something waited for a core for {pressure / elapsed:.0%} of the time"
-            if pressure > PRESSED * elapsed
-            else ""
-        )
-    if switches is not None and switches > SWITCHES_A_SECOND * elapsed:
-        return f"it was switched off its core {switches / elapsed:.0f} times a second"
+        told = f"something waited for a core for {pressure:.0%} of the time"
+        return told * (pressure > PRESSED)
+    if switches is not None and switches > SWITCHES_A_SECOND:
+        return f"it was switched off its core {switches:.0f} times a second"
     return ""
 
 
@@ -148,16 +171,17 @@ def _switches() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _waited() -> float | None:
-    """Seconds that the threads of this process spent on run queues."""
-    total = 0
+def _waited() -> dict[int, float] | None:
+    """Seconds that each thread of this process spent on run queues."""
+    found = {}
     try:
         for task in (PROC / "self" / "task").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
-                total += int((task / "schedstat").read_text("ascii").split()[1])
+                nanoseconds = (task / "schedstat").read_text("ascii").split()[1]
+                found[int(task.name)] = int(nanoseconds) / 1e9
     except (OSError, ValueError, IndexError):
         return None
-    return total / 1e9
+    return found or None
 
 
 def _pressure() -> float | None:
@@ -204,13 +228,16 @@ def _own_cgroup() -> Path:
 
 
 def memory_left() -> float:
-    """Bytes that the control group may still take; infinity without a limit."""
+    """Bytes that the control group (version 2) may still take; infinity without a limit."""
+    folder = _own_cgroup()
     try:
-        limit = (CGROUPS / "memory.max").read_text("ascii").strip()
-        used = (CGROUPS / "memory.current").read_text("ascii")
-        return math.inf if limit == "max" else int(limit) - int(used)
+        limit = (folder / "memory.max").read_text("ascii").strip()
+        used = int((folder / "memory.current").read_text("ascii"))
     except (OSError, ValueError):
         return math.inf
+    cache = [x for x in _lines(folder / "memory.stat") if x.startswith("inactive_file ")]
+    reclaimable = int(cache[0].split()[1]) if cache else 0
+    return math.inf if limit == "max" else int(limit) - used + reclaimable
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -30,13 +30,16 @@ class Finding:
     advice: str = ""
 
 
-def host() -> Iterator[Finding]:
-    """Look at cores, load, frequency scaling, quota, and who else wants the cores."""
+def host(threads: int) -> Iterator[Finding]:
+    """Look at cores, load, frequency scaling, quota, and who else wants the cores.
+
+    Args:
+        threads: that a model uses.
+    """
     cores = os.cpu_count() or 1
-    usable = usable_cores()
-    yield Finding("cores", f"{cores}, of which {usable} are used")
+    yield Finding("cores", f"{cores}, {usable_cores()} usable, {threads} used")
     quota = cpu_quota()
-    short = quota is not None and quota < cores
+    short = quota is not None and quota < threads
     yield Finding(
         "CPU quota",
         "none" if quota is None else f"{quota} cores",
@@ -90,12 +93,11 @@ def gpu(state: Mapping[str, Any]) -> Iterator[Finding]:
         {None: "not visible", 0: "off", 1: "on"}.get(on, str(on)),
         "nvidia-smi -pm 1 (as root)" if on == 0 else "",
     )
-    most, fixed = state.get("sm_clock_most_mhz"), state.get("application_clock_mhz")
-    told = f"now {state.get('sm_clock_mhz') or '?'}, at most {most or '?'} MHz"
+    most = state.get("sm_clock_most_mhz")
     yield Finding(
         "GPU clock",
-        told + (f", set to {fixed}" if fixed else ""),
-        "" if fixed and fixed != most else "nvidia-smi -lgc CLOCK (as root) keeps it still",
+        f"now {state.get('sm_clock_mhz') or '?'}, at most {most or '?'} MHz",
+        "nvidia-smi -lgc CLOCK (as root) keeps it still",
     )
     throttled = state.get("throttled")
     yield Finding(
@@ -120,8 +122,8 @@ def _turbo() -> Finding:
 
 def _virtual() -> str:
     info = _text(Path("/proc/cpuinfo"))
-    if info is None:
-        return "unknown"
+    if info is None or "flags" not in info:
+        return "not visible"  # only x86 tells
     return "yes" if " hypervisor" in info else "no"
 
 

@@ -91,9 +91,6 @@ class Gauge:
             "sm_clock_most_mhz": self._ask(
                 nvml.nvmlDeviceGetMaxClockInfo, board, nvml.NVML_CLOCK_SM
             ),
-            "application_clock_mhz": self._ask(
-                nvml.nvmlDeviceGetApplicationsClock, board, nvml.NVML_CLOCK_SM
-            ),
             "power_limit_w": None if limit is None else limit / 1000,
             "mig": self.is_mig,
             "throttled": ", ".join(self._throttled()) or None,

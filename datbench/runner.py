@@ -32,6 +32,7 @@ from datbench.schedule import (
     FEWEST_PAIRS,
     LOOK_LEVEL,
     PAUSES_S,
+    affordable_rounds,
     groups,
     may_redo,
     pair_rounds,
@@ -56,6 +57,7 @@ class Arm:
     need_mib: float = 0.0
     processes: list[Samples] = dataclasses.field(default_factory=list)
     differences: list[list[float]] = dataclasses.field(default_factory=list)
+    planned: list[int] = dataclasses.field(default_factory=list)
     slots: int = 0
     disturbed: dict[str, list[str]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(list)
@@ -73,9 +75,14 @@ class Arm:
         """How the row is called."""
         return self.case.label
 
-    def pairs(self, least: int) -> list[float]:
-        """Log-ratio to the baseline in each process pair of at least so many rounds."""
-        return [statistics.median(rounds) for rounds in self.differences if len(rounds) >= least]
+    @property
+    def pairs(self) -> list[float]:
+        """Log-ratio to the baseline in each process pair; pairs that were cut short are left out.
+
+        A budget or Ctrl-C cuts a pair; less than half of its rounds are too few.
+        """
+        both = zip(self.differences, self.planned, strict=True)
+        return [statistics.median(rounds) for rounds, planned in both if len(rounds) > planned / 2]
 
     def fail(self, error: Exception) -> None:
         """Keep what went wrong; the model is not asked again."""
@@ -94,11 +101,11 @@ class Arm:
         finally:
             self.spent_s[what] += time.monotonic() - start
 
-    def doubts(self, busiest: Sequence[str]) -> Iterator[str]:
+    def doubts(self, busiest: str) -> Iterator[str]:
         """Yield what the gauges of its slots showed, too often to be passed over."""
         for flag, told in self.disturbed.items():
             if len(told) > DISTURBED * self.slots:
-                who = "".join(f"; {name}" for name in busiest) if flag == "contended" else ""
+                who = f"; {busiest}" if busiest and flag == "contended" else ""
                 yield f"{flag}: {len(told)} of {self.slots} slots, the last: {told[-1]}{who}"
         if self.foreign:
             yield f"foreign_process: {self.foreign} other processes are on the GPU"
@@ -154,7 +161,7 @@ class Run:
         self._room_mib: float | None = None
         self._pair_s = 0.0
         self._slots = self._redone = self._in_a_row = 0
-        self._busiest: dict[str, None] = {}
+        self._busiest = ""
 
     @property
     def alive(self) -> list[Arm]:
@@ -176,15 +183,14 @@ class Run:
             self._save(arm)
         looks = self.plan.protocol.looks
         for pair in range(looks[-1]):
-            if not self.alive or (pair and self.out_of_time(self._pair_s)):
+            if not self.alive or (pair and self.left_s() < self._pair_s):
                 break
-            start, earlier = time.monotonic(), gauges.processes()
-            for group in self._groups():
-                _Pair(self, pool, group, pair).measure()
+            start, earlier, before = time.monotonic(), gauges.processes(), self._contended()
+            for number, group in enumerate(self._groups()):
+                _Pair(self, pool, group, (pair, number)).measure()
             self._pair_s = time.monotonic() - start
-            busiest = gauges.busiest(earlier, self._pair_s)
-            if busiest and any(arm.disturbed["contended"] for arm in self.alive):
-                self._busiest[busiest] = None
+            if self._contended() > before:
+                self._busiest = gauges.busiest(earlier, self._pair_s) or self._busiest
             if pair + 1 in looks and self._look():
                 return
             for arm in self.alive:
@@ -193,11 +199,11 @@ class Run:
 
     def finish(self) -> list[Record]:
         """Write the last state of every record and return them."""
-        if self.interrupted and all(arm.decision is None for arm in self.arms):
+        if self.interrupted:
             self._look()
         for arm in self.arms:
             if arm.error is None:
-                arm.warnings += arm.doubts(list(self._busiest)[-1:])
+                arm.warnings += arm.doubts(self._busiest)
                 if self.interrupted:
                     arm.warnings.append("interrupted: stopped by the user before the planned end")
         return [self._save(arm) for arm in self.arms]
@@ -238,17 +244,17 @@ class Run:
         return PAUSES_S[min(self._in_a_row, len(PAUSES_S)) - 1]
 
     def _look(self) -> bool:
-        """Take verdicts; tell whether every comparison has one.
-
-        A pair that a budget or Ctrl-C cut to less than half of its rounds is left out.
-        """
-        protocol = self.plan.protocol
-        pairs = {arm.label: arm.pairs(protocol.rounds // 2) for arm in self._challengers()}
-        compared = [a for a in self._challengers() if len(pairs[a.label]) >= FEWEST_PAIRS]
-        decisions = decide([pairs[a.label] for a in compared], LOOK_LEVEL, protocol.min_effect)
+        """Take verdicts; tell whether every comparison that goes on has one."""
+        compared = [arm for arm in self._challengers() if len(arm.pairs) >= FEWEST_PAIRS]
+        min_effect = self.plan.protocol.min_effect
+        decisions = decide([arm.pairs for arm in compared], LOOK_LEVEL, min_effect)
         for arm, decision in zip(compared, decisions, strict=True):
             arm.decision = decision
-        return all(decision.verdict != "INCONCLUSIVE" for decision in decisions)
+        settled = all(decision.verdict != "INCONCLUSIVE" for decision in decisions)
+        return settled or all(arm.label != self.plan.baseline for arm in self.alive)
+
+    def _contended(self) -> int:
+        return sum(len(arm.disturbed["contended"]) for arm in self.arms)
 
     def _challengers(self) -> list[Arm]:
         if self.plan.baseline is None:
@@ -260,12 +266,13 @@ class Run:
         if self.plan.baseline is None or arm.error is not None or not pairs:
             return None
         if (found := arm.decision) is not None:
-            mean, lo, hi = map(math.exp, (found.mean, found.lo, found.hi))
+            ratio, lo, hi = map(math.exp, (found.mean, found.lo, found.hi))
             baseline, needed = self.plan.baseline, found.pairs_needed
-            return Comparison(baseline, mean, lo, hi, found.verdict, needed)
+            return Comparison(baseline, ratio, lo, hi, found.verdict, needed)
         within = median_interval(pairs[0]) if len(pairs) == 1 else None
         bounds = map(math.exp, within) if within else (None, None)
-        return Comparison(self.plan.baseline, math.exp(statistics.fmean(arm.pairs(1))), *bounds)
+        mean = statistics.fmean(statistics.median(rounds) for rounds in pairs)
+        return Comparison(self.plan.baseline, math.exp(mean), *bounds)
 
     def _record(self, arm: Arm) -> Record:
         case = arm.case
@@ -298,10 +305,10 @@ class Run:
         self.folder.append(record)
         return record
 
-    def out_of_time(self, needed_s: float = 0.0) -> bool:
-        """Whether the budget does not leave so many seconds."""
+    def left_s(self) -> float:
+        """Seconds that the budget leaves."""
         budget = self.plan.protocol.budget_s
-        return budget is not None and time.monotonic() - self.started + needed_s > budget
+        return math.inf if budget is None else budget - (time.monotonic() - self.started)
 
     def warmup_s(self) -> float:
         """Longest warm-up of a model; with a budget, its share of a quarter of it."""
@@ -317,10 +324,18 @@ class Run:
 
 
 class _Pair:
-    """One process pair: fresh workers of a group of models, timed against each other."""
+    """One process pair: fresh workers of a group of models, timed against each other.
 
-    def __init__(self, run_: Run, pool: Pool, arms: Sequence[Arm], pair: int) -> None:
-        self._run, self._pool, self._arms, self._pair = run_, pool, arms, pair
+    Args:
+        run_: what it is part of.
+        pool: starts the workers.
+        arms: the group.
+        place: number of the pair, and of the group in it.
+    """
+
+    def __init__(self, run_: Run, pool: Pool, arms: Sequence[Arm], place: tuple[int, int]) -> None:
+        self._run, self._pool, self._arms = run_, pool, arms
+        self._pair, self._group = place
         self._workers: dict[str, Worker] = {}
         self._iterations: dict[str, int] = {}
         self._step_ms: dict[str, float] = {}
@@ -333,10 +348,21 @@ class _Pair:
             self._start(arm)
         timed_s = sum(2 * self._step_ms[a.label] * self._iterations[a.label] for a in self.alive)
         untimed_s = sum(2 * max(SWITCH_MS, self._step_ms[arm.label]) for arm in self.alive)
-        setup_s = time.monotonic() - start
+        setup_s, round_s = time.monotonic() - start, (timed_s + untimed_s) / 1000
         rounds = pair_rounds(protocol.rounds, setup_s, timed_s / 1000, untimed_s / 1000)
+        if protocol.budget_s is not None and self.alive:
+            rounds = affordable_rounds(
+                rounds,
+                protocol.rounds,
+                setup_s=setup_s,
+                round_s=round_s,
+                left_s=self._run.left_s(),
+                pairs=max(1, protocol.looks[0] - self._pair),
+            )
+        for arm in self.alive:
+            arm.planned[-1] = rounds
         for number in range(rounds):
-            if not self.alive or (number and self._run.out_of_time()):
+            if not self.alive or (number and self._run.left_s() < 0):
                 break
             done = self._run.done(self._pair, number / rounds)
             self._run.progress(f"pair {self._pair + 1}, round {number + 1} of {rounds}", done)
@@ -364,8 +390,9 @@ class _Pair:
                 )
             self._step_ms[arm.label] = warmup.step_ms
             self._iterations[arm.label] = slot_iterations(warmup.step_ms)
-            arm.processes.append(Samples())
+            arm.processes.append(Samples(self._pair))
             arm.differences.append([])
+            arm.planned.append(0)
 
     def _round(self, number: int) -> None:
         medians: dict[str, list[float]] = collections.defaultdict(list)
@@ -426,6 +453,7 @@ class _Pair:
             {
                 "model": arm.label,
                 "pair": self._pair,
+                "group": self._group,
                 "round": place[0],
                 "slot": place[1],
                 "ended_utc": datetime.now(UTC).isoformat(),
@@ -433,8 +461,8 @@ class _Pair:
                 "host_ms": slot.host_ms,
                 "disturbed": found.contended or found.throttled or None,
                 "redone": redone,
-                "before": dataclasses.asdict(slot.before),
-                "after": dataclasses.asdict(slot.after),
+                "host": gauges.changes(slot.before, slot.after),
+                "gpu": [dataclasses.asdict(r.gpu) for r in (slot.before, slot.after) if r.gpu],
             }
         )
 

@@ -56,7 +56,7 @@ def round_order(models: int, seed: int, pair: int, number: int) -> list[int]:
 
 def slot_iterations(step_ms: float) -> int:
     """Timed iterations of a slot: at least `SLOT_ITERATIONS`, and at least 60 ms together."""
-    return min(1000, max(SLOT_ITERATIONS, math.ceil(SLOT_MS / step_ms)))
+    return min(10_000, max(SLOT_ITERATIONS, math.ceil(SLOT_MS / step_ms)))
 
 
 def pair_rounds(least: int, setup_s: float, timed_s: float, untimed_s: float) -> int:
@@ -70,6 +70,22 @@ def pair_rounds(least: int, setup_s: float, timed_s: float, untimed_s: float) ->
     gain = (1 - TIMED_SHARE) * timed_s - TIMED_SHARE * untimed_s
     wanted = TIMED_SHARE * setup_s / gain if gain > 0 else MOST_ROUNDS
     return max(least, min(MOST_ROUNDS, math.ceil(wanted)))
+
+
+def affordable_rounds(
+    rounds: int, least: int, *, setup_s: float, round_s: float, left_s: float, pairs: int
+) -> int:
+    """Rounds that let a budget reach its first look: pairs count for more than rounds.
+
+    Args:
+        rounds: of this pair without a budget.
+        least: at least so many.
+        setup_s, round_s: of this pair, and of one round.
+        left_s: of the budget, from now on.
+        pairs: still wanted, with this one.
+    """
+    share = (left_s - (pairs - 1) * setup_s) / pairs
+    return max(least, min(rounds, math.floor(share / round_s)))
 
 
 def may_redo(redone: int, slots: int) -> bool:

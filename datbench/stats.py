@@ -113,9 +113,10 @@ def decide(
 ) -> list[Decision]:
     """Take the verdicts of all comparisons at one look, by Holm's step-down rule.
 
-    The clearest comparison is held to the level that all of them would need together
-    (Bonferroni's), the next to that of one fewer, and so on; at the first that is not clear the
-    rest stay open. Each interval is at the level at which its verdict was taken.
+    All of them are held to the level that they need together (Bonferroni's). Each one found
+    FASTER or SLOWER can be wrong no more, so the rest are held to the level of so many fewer,
+    until no more differences are found. SAME frees nothing: what is the same could still have been
+    called different. Each interval is at the level at which its verdict was taken.
 
     Args:
         comparisons: of each, one log-ratio a process pair, two pairs at least.
@@ -124,64 +125,56 @@ def decide(
     Returns:
         One decision a comparison, in their order.
     """
-    margin = math.log1p(min_effect)
-    errors = [_smallest_error(values, margin) for values in comparisons]
-    found: dict[int, Decision] = {}
-    allowed = 1 - level
-    is_open = False
-    for step, i in enumerate(sorted(range(len(comparisons)), key=errors.__getitem__)):
-        if not is_open:
-            allowed = (1 - level) / (len(comparisons) - step)
-            is_open = errors[i] >= allowed
-        mean, lo, hi = student_interval(comparisons[i], 1 - allowed)
-        said = verdict(lo, hi, min_effect)
-        needed = pairs_needed(comparisons[i], 1 - allowed, margin) if is_open else None
-        found[i] = Decision(mean, lo, hi, said, needed)
-    return [found[i] for i in range(len(comparisons))]
+    different: dict[int, Decision] = {}
+    while True:
+        rest = [i for i in range(len(comparisons)) if i not in different]
+        each = 1 - (1 - level) / max(1, len(rest))
+        found = {i: _decision(comparisons[i], each, min_effect) for i in rest}
+        clear = {i: d for i, d in found.items() if d.verdict in ("FASTER", "SLOWER")}
+        different |= clear
+        if not clear:
+            found |= different
+            return [found[i] for i in range(len(comparisons))]
 
 
-def _smallest_error(values: Sequence[float], margin: float) -> float:
-    """Least error probability at which Student's interval of `values` gives a verdict."""
-    from scipy.special import stdtr
-
-    error, room = _standing(values, margin)
-    if error == 0:
-        return 0.0 if room else 1.0
-    return 2 * float(stdtr(len(values) - 1, -room / error))
-
-
-def _standing(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """Standard error of the mean, and the widest half interval that would give a verdict."""
-    mean = statistics.fmean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return error, max(abs(mean), margin - abs(mean))
+def _decision(values: Sequence[float], level: float, min_effect: float) -> Decision:
+    mean, lo, hi = student_interval(values, level)
+    said = verdict(lo, hi, min_effect)
+    is_open = said == "INCONCLUSIVE"
+    needed = pairs_needed(values, level, math.log1p(min_effect)) if is_open else None
+    return Decision(mean, lo, hi, said, needed)
 
 
 def pairs_needed(values: Sequence[float], level: float, margin: float) -> int | None:
     """Pairs that would settle a comparison that goes on like this; None beyond `MOST_PAIRS`."""
     from scipy.special import stdtrit
 
-    error, room = _standing(values, margin)
-    deviation = error * math.sqrt(len(values))
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    room = max(abs(mean), margin - abs(mean))  # widest half interval that would give a verdict
     for pairs in range(len(values) + 1, MOST_PAIRS + 1):
         if float(stdtrit(pairs - 1, (1 + level) / 2)) * deviation / math.sqrt(pairs) < room:
             return pairs
     return None
 
 
-def detectable(deviation: float, pairs: int, level: float, power: float = 0.95) -> float:
-    """Smallest relative difference that is found with probability `power`.
+def detectable(
+    deviation: float, pairs: int, level: float, min_effect: float, power: float = 0.95
+) -> float:
+    """Smallest relative difference that is called one with probability `power`.
 
     Args:
         deviation: standard deviation of the log-ratio over process pairs.
         pairs: number of them.
-        level: of the interval that must be clear of 1.
+        level: of the interval, which must be clear of 1 and must not lie within the margin.
+        min_effect: the margin; beyond it the estimate itself is asked to be.
         power: probability with which it is.
     """
     from scipy.special import stdtrit
 
-    quantiles = stdtrit(pairs - 1, (1 + level) / 2) + stdtrit(pairs - 1, power)
-    return math.expm1(float(quantiles) * deviation / math.sqrt(pairs))
+    error = deviation / math.sqrt(pairs)
+    half = float(stdtrit(pairs - 1, (1 + level) / 2)) * error
+    scatter = float(stdtrit(pairs - 1, power)) * error
+    return math.expm1(scatter + max(half, math.log1p(min_effect)))
 
 
 def wilson_interval(hits: int, trials: int) -> tuple[float, float]:

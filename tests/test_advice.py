@@ -28,7 +28,7 @@ def told(make_record, environment):
     ("flag", "options", "part"),
     [
         ("noisy", {}, "--rigorous"),
-        ("noisy", {}, "--threads 1"),
+        ("noisy", {}, "No process of this machine was in the way"),
         ("few_samples", {}, "--rigorous"),
         ("contended", {}, "Close what competes for the cores, or leave it a core with --threads 1"),
         ("throttled", {"device": "cuda:0"}, "nvidia-smi -lgc"),
@@ -47,7 +47,7 @@ def test_a_flag_brings_advice(told, flag, options, part):
     ("flag", "options", "part"),
     [
         ("noisy", {"tier": "rigorous"}, "--rigorous"),
-        ("noisy", {"threads": 1}, "--threads"),
+        ("noisy", {"device": "cuda:0"}, "this machine"),
         ("contended", {"threads": 1}, "--threads"),
         ("contended", {"cores": 1, "threads": 1}, "--threads"),
         ("not_warm", {}, "--budget"),

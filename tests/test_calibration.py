@@ -53,7 +53,8 @@ def test_it_is_put_into_words():
     assert "scatters by 0.60%" in text
     assert "default, 8 process pairs: finds a difference of 1.1% 19 times of 20" in text
     assert "--rigorous, 20 process pairs: finds a difference of 0.5% 19 times of 20" in text
-    assert "0 of 8 comparisons of 5 pairs (95 % interval of the rate: 0% to 32%)" in text
+    assert "0 of 8 comparisons of 5 pairs." in text
+    assert "More than 1%, below which two models count as the same" in text
 
 
 def keep(results, name, work=WORK, **changed):
@@ -62,6 +63,12 @@ def keep(results, name, work=WORK, **changed):
     content = dataclasses.asdict(dataclasses.replace(KNOWN, **changed))
     text = json.dumps({"machine": machine(work), **content})
     (folder / calibration.FILE).write_text(text)
+
+
+def test_another_gpu_under_the_same_name_is_another_machine(tmp_path, monkeypatch):
+    keep(tmp_path, "a")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert latest_calibration(tmp_path, WORK) is None
 
 
 def test_the_newest_of_this_machine_counts_and_false_verdicts_of_all(tmp_path):

@@ -33,8 +33,9 @@ def call(tmp_path, monkeypatch):
     [
         ("compare --models dta swin", "no model named 'dta'; did you mean dat?"),
         ("compare --models dat --device cuda", "no CUDA device is visible"),
-        ("compare --models dat --quick --fail-if slower>5%", "--fail-if needs verdicts"),
-        ("compare --models dat --fail-if slower", "write e.g. 'slower>5%' or 'faster>2%'"),
+        ("compare --models dat swin --quick --fail-if slower>5%", "--fail-if needs verdicts"),
+        ("compare --models dat --fail-if slower>5%", "--fail-if needs a comparison"),
+        ("compare --models dat swin --fail-if slower", "write e.g. 'slower>5%' or 'faster>2%'"),
         ("compare --models dat --device cpu --cold-cache", "--cold-cache is for CUDA devices"),
         ("compare --models dat --device cpu --tf32", "--tf32 is for CUDA devices"),
         ("compare --models dat --min-effect 0", "'--min-effect': 0.0 is not in the range"),
@@ -268,6 +269,14 @@ def test_a_model_that_failed_is_status_1_though_others_pass_the_gate(
     assert call("compare", "--models", "dat", "swin", "--fail-if", "slower>5%").exit_code == 1
 
 
+def test_a_gate_that_cannot_be_judged_does_not_pass(call, monkeypatch, make_record):
+    records = [make_record(), make_record("swin_tiny", comparison=Comparison("dat_tiny", 2.0))]
+    monkeypatch.setattr("datbench.cli._measure", lambda *_, **__: records)
+    result = call("compare", "--models", "dat", "swin", "--fail-if", "slower>5%")
+    assert result.exit_code == 1
+    assert "too few process pairs to judge swin_tiny" in result.stderr
+
+
 def test_verbose_tells_where_the_time_went(call, monkeypatch, make_record):
     spent = {"facts, MACs and memory": 2.0, "warm-up": 1.0, "timed": 3.0}
     records = [dataclasses.replace(make_record(), spent_s=spent)]
@@ -286,9 +295,7 @@ def test_calibrate_tells_the_noise_and_the_health_and_keeps_it(
     class Measured:
         health: ClassVar = {"persistence_mode": 0}
         arms: ClassVar = [
-            types.SimpleNamespace(
-                label=label, pairs=lambda _: [rng.gauss(0, 0.004) for _ in range(20)]
-            )
+            types.SimpleNamespace(label=label, pairs=[rng.gauss(0, 0.004) for _ in range(20)])
             for label in ("pvt_v2_b0", "pvt_v2_b0#2", "pvt_v2_b0#3")
         ]
 

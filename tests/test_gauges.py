@@ -15,20 +15,23 @@ from datbench.gauges import Gpu, Readings, disturbance
 
 def after(**changed):
     """What a second between two readings shows; gauges not named cannot be read."""
-    before = Readings(10.0, **dict.fromkeys(changed, 0), cores=4)
-    return disturbance(before, Readings(11.0, **changed, cores=4))
+    zero = {name: {} if name == "waited_s" else 0 for name in changed}
+    return disturbance(Readings(10.0, **zero, cores=4), Readings(11.0, **changed, cores=4))
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({}, ""),
-        ({"waited_s": 0.09, "pressure_s": 0.9, "switches": 99999}, ""),  # what is ours decides
-        ({"waited_s": 0.11}, "its threads waited for a core for 11% of the time"),
+        (
+            {"waited_s": {7: 0.09, 8: 0.09}, "pressure_s": 0.9, "switches": 99999},
+            "",
+        ),  # what is ours decides
+        ({"waited_s": {7: 0.0, 8: 0.11}}, "a thread waited for a core for 11% of the time"),
         ({"pressure_s": 0.2}, ""),
         ({"pressure_s": 0.3}, "something waited for a core for 30% of the time"),
-        ({"stolen_s": 0.19, "waited_s": 0.0}, ""),
-        ({"stolen_s": 0.25, "waited_s": 0.0}, "the hypervisor took 6% of the cores' time"),
+        ({"stolen_s": 0.19, "waited_s": {7: 0.0}}, ""),
+        ({"stolen_s": 0.25, "waited_s": {7: 0.0}}, "the hypervisor took 6% of the cores' time"),
         ({"throttled_s": 0.04}, ""),
         ({"throttled_s": 0.06}, "the container's CPU quota was spent for 6% of the time"),
         ({"switches": 900}, ""),
@@ -83,7 +86,7 @@ def test_readings_are_the_kernels(kernel):
     kernel("proc/self/cgroup", "0::/box\n")
     kernel("cgroup/box/cpu.stat", "usage_usec 5\nnr_throttled 3\nthrottled_usec 40000\n")
     found = gauges.read()
-    assert (found.waited_s, found.pressure_s, found.stolen_s) == (2.5, 1.5, 2.5)
+    assert (found.waited_s, found.pressure_s, found.stolen_s) == ({1: 2.0, 2: 0.5}, 1.5, 2.5)
     assert (found.throttled_s, found.cores) == (0.04, 3)
 
 
@@ -102,21 +105,41 @@ def test_the_quota_of_either_version_of_control_groups_is_found(kernel, lines, f
     assert gauges.read().throttled_s == 0.04
 
 
-def test_what_a_kernel_does_not_tell_is_none(kernel):
+@pytest.mark.parametrize("threads", [False, True])
+def test_what_a_kernel_does_not_tell_is_none(kernel, threads):
+    if threads:
+        kernel("proc/self/task/1/stat", "")  # a kernel without the statistics of its scheduler
     found = gauges.read()
     assert (found.waited_s, found.pressure_s, found.stolen_s, found.throttled_s) == (None,) * 4
     assert found.cores == 1
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "left"),
-    [("1000\n", "400\n", 600), ("max\n", "400\n", float("inf")), (None, None, float("inf"))],
+    ("limit", "stat", "left"),
+    [
+        ("1000\n", "anon 5\n", 600),
+        ("1000\n", "anon 5\ninactive_file 300\n", 900),  # the cache gives way
+        ("max\n", "", float("inf")),
+        (None, "", float("inf")),
+    ],
 )
-def test_the_memory_that_a_container_has_left(kernel, limit, used, left):
+def test_the_memory_that_a_container_has_left(kernel, limit, stat, left):
+    kernel("proc/self/cgroup", "0::/box\n")
     if limit:
-        kernel("cgroup/memory.max", limit)
-        kernel("cgroup/memory.current", used)
+        kernel("cgroup/box/cpu.stat", "")
+        kernel("cgroup/box/memory.max", limit)
+        kernel("cgroup/box/memory.current", "400\n")
+        kernel("cgroup/box/memory.stat", stat)
     assert gauges.memory_left() == left
+
+
+def test_changes_are_shares_of_the_time():
+    before = Readings(1.0, 10, {1: 1.0}, 2.0, 3.0, 4.0, cores=2)
+    found = gauges.changes(before, Readings(3.0, 20, {1: 1.5, 2: 0.25}, 2.5, 5.0, 4.5, cores=2))
+    assert found == {
+        "seconds": 2.0, "waited": 0.25, "pressure": 0.25, "stolen": 0.5, "throttled": 0.25,
+        "switches": 5.0,
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(gauges.read().waited_s is None, reason="the kernel keeps no such statistics")
@@ -137,11 +160,17 @@ def test_a_process_that_shares_its_core_is_seen_to_wait():
 
 
 def test_the_busiest_stranger_is_named_and_children_are_none(monkeypatch):
-    used = {1: ("init", 0.0), os.getpid(): ("python", 0.0), 4242: ("browser", 3.0)}
-    monkeypatch.setattr(gauges, "processes", lambda: {**used, 4242: ("browser", 3.9)})
-    assert gauges.busiest(used, 1.0) == "browser (pid 4242) used 90% of a core"
-    monkeypatch.setattr(gauges, "processes", lambda: {**used, os.getpid(): ("python", 0.9)})
-    assert gauges.busiest(used, 1.0) == ""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    ours = {os.getpid(): ("python", 0.9), child.pid: ("python", 1.8)}
+    monkeypatch.setattr(gauges, "processes", lambda: {1: ("init", 0.0), **ours})
+    try:
+        assert gauges.busiest({}, 1.0) == ""
+        monkeypatch.setattr(gauges, "processes", lambda: {4242: ("browser", 3.9), **ours})
+        told = gauges.busiest({4242: ("browser", 3.0)}, 1.0)
+        assert told == "browser (pid 4242) used 90% of a core"
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_processes_are_those_that_run():

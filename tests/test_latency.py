@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from datbench.device import Timing
-from datbench.metrics import latency
+from datbench.metrics import energy, latency
 from datbench.metrics.latency import Samples, summarise, time_slot, warm_up
 
 
@@ -74,14 +74,14 @@ def test_a_slot_starts_with_an_untimed_iteration(trial):
     made = trial([999.0, 1.0, 2.0, 3.0])
     slot = time_slot(made, 3)
     assert slot.latency_ms == [1.0, 2.0, 3.0]
-    assert made.device.calls == ["state", "untimed", 3, "state"]
+    assert made.device.calls == ["untimed", "state", 3, "state"]
     assert slot.before.at_s <= slot.after.at_s
 
 
 def test_untimed_iterations_outlast_the_threads_of_the_model_before(trial):
     made = trial([4.0] * 3 + [1.0, 2.0])
     assert time_slot(made, 2).latency_ms == [1.0, 2.0]
-    assert made.device.calls == ["state", *["untimed"] * 3, 2, "state"]
+    assert made.device.calls == [*["untimed"] * 3, "state", 2, "state"]
 
 
 class MarkedDevice(FakeDevice):
@@ -150,7 +150,7 @@ def columns(processes, batch_size=1):
 
 
 def test_columns_follow_from_the_samples():
-    samples = Samples([1.0 + 0.001 * i for i in range(59)])
+    samples = Samples(0, [1.0 + 0.001 * i for i in range(59)])
     values, doubts = columns([samples], batch_size=8)
     assert values["latency_ms_median"] == pytest.approx(1.029)
     assert values["latency_ms_lo"] < 1.029 < values["latency_ms_hi"]
@@ -165,20 +165,39 @@ def test_columns_follow_from_the_samples():
 
 
 def test_throughput_is_work_over_time_and_not_the_mean_of_rates():
-    values, _ = columns([Samples([1.0, 9.0])])
+    values, _ = columns([Samples(0, [1.0, 9.0])])
     assert values["throughput_img_s"] == pytest.approx(2 * 1000 / 10)
 
 
 @pytest.mark.parametrize(
     ("samples", "flag"),
     [
-        (Samples([1.0] * 5), "few_samples"),
-        (Samples([1.0] * 28), "few_samples"),
-        (Samples([1.0] * 30 + [2.0] * 30), "noisy"),
-        (Samples([1.0] * 60, [1.1] * 60), "host_bound"),
-        (Samples([1.0] * 60, [0.9] * 60), None),
+        (Samples(0, [1.0] * 5), "few_samples"),
+        (Samples(0, [1.0] * 28), "few_samples"),
+        (Samples(0, [1.0] * 30 + [2.0] * 30), "noisy"),
+        (Samples(0, [1.0] * 60, [1.1] * 60), "host_bound"),
+        (Samples(0, [1.0] * 60, [0.9] * 60), None),
     ],
 )
 def test_doubts_become_flags(samples, flag):
     _, doubts = columns([samples])
     assert [d.partition(":")[0] for d in doubts] == ([flag] if flag else [])
+
+
+class Counter(FakeDevice):
+    """A board that uses 3 mJ a millisecond, and tells it."""
+
+    def energy_mj(self):
+        return 5000 + round(3000 * self.now_s)
+
+
+def test_energy_is_the_boards_counter_over_the_images(monkeypatch):
+    device = Counter(itertools.repeat(10.0))
+    monkeypatch.setattr(energy.time, "monotonic", lambda: device.now_s)
+    case = types.SimpleNamespace(workload=types.SimpleNamespace(batch_size=4))
+    made = types.SimpleNamespace(device=device, step=device.step, case=case)
+    (found,) = energy.energy(made)
+    assert (found.name, found.value) == ("energy_mj_img", pytest.approx(30 / 4))
+    assert device.now_s >= 2
+    device.energy_mj = lambda: None
+    assert list(energy.energy(made)) == []

@@ -14,7 +14,7 @@ from datbench.plan import make_plan
 from datbench.pool import WorkerFault
 from datbench.records import Measurement
 from datbench.runner import run
-from datbench.schedule import DEFAULT, QUICK, Protocol
+from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol
 from datbench.store import RunFolder
 
 
@@ -53,8 +53,8 @@ class FakeWorker:
             base, waited = base * pool.random.uniform(1.5, 4), 1.0
         times = [base * math.exp(pool.random.gauss(0, pool.noise)) for _ in range(iterations)]
         gpu = [gauges.Gpu(processes=pool.processes)] if pool.processes else [None]
-        before = gauges.Readings(0.0, waited_s=0.0, gpu=gpu[0])
-        return Slot(times, None, before, gauges.Readings(1.0, waited_s=waited, gpu=gpu[0]))
+        before = gauges.Readings(0.0, waited_s={1: 0.0}, gpu=gpu[0])
+        return Slot(times, None, before, gauges.Readings(1.0, waited_s={1: waited}, gpu=gpu[0]))
 
     def stop(self):
         self.stopped = True
@@ -289,7 +289,7 @@ def test_a_slot_that_someone_disturbed_is_redone_after_a_pause(measure, pauses):
     for i in again:
         places = [(s["model"], s["pair"], s["round"], s["slot"]) for s in slots[i : i + 2]]
         assert places[0] == places[1]
-        assert "waited for a core for 100% of the time" in slots[i]["disturbed"]
+        assert "a thread waited for a core for 100% of the time" in slots[i]["disturbed"]
     assert all("contended" not in record.flags for record in records.values())
     assert records["pvt_small"].comparison.ratio == pytest.approx(1.2, rel=0.01)
     timed = [s for s in slots if s["model"] == "pvt_small" and not s["redone"]]
@@ -313,7 +313,10 @@ def test_models_that_do_not_fit_together_are_timed_in_groups_with_the_baseline(m
     pool = FakePool(steps, room_mib=1100.0)  # two of 400 MiB each
     records = measure(pool)
     assert pool.most_alive == 2
-    assert records["pvt_tiny"].values["pairs"] == 2 * records["swin_tiny"].values["pairs"]
+    assert records["pvt_tiny"].values["pairs"] == records["swin_tiny"].values["pairs"] == 5
+    slots = measure.folder.samples()
+    places = [(s["model"], s["pair"], s["group"], s["round"], s["slot"]) for s in slots]
+    assert len(places) == len(set(places))
     assert records["pvt_small"].comparison.verdict == "SLOWER"
     assert records["swin_tiny"].comparison.verdict == "FASTER"
 
@@ -350,3 +353,24 @@ def test_an_interrupt_in_the_middle_of_a_pair_leaves_that_pair_out_of_the_verdic
     record = measure(pool, models=("pvt_tiny", "pvt_small"))["pvt_small"]
     assert record.comparison.verdict == "SLOWER"
     assert "interrupted" in record.flags
+
+
+def test_a_baseline_that_dies_ends_the_run_with_what_was_compared(measure):
+    slots_of_five_pairs = 5 * 2 * DEFAULT.rounds
+    equal = {"pvt_tiny": 100.0, "pvt_small": 100.0}
+    faults = {("pvt_tiny", "slot"): slots_of_five_pairs + 20}
+    pool = FakePool(equal, per_process=0.05, faults=faults)
+    records = measure(pool, RIGOROUS, models=("pvt_tiny", "pvt_small"))
+    assert records["pvt_tiny"].error == "slot broke"
+    assert records["pvt_small"].values["pairs"] < 12
+    assert records["pvt_small"].comparison.verdict is not None
+
+
+def test_the_process_to_close_is_the_one_of_a_disturbed_pair(measure, monkeypatch):
+    equal = {"pvt_tiny": 100.0, "pvt_small": 100.0}
+    pool = FakePool(equal, hogged=lambda clock: clock < 60, per_process=0.05)
+    busy = lambda *_: f"at {pool.clock}"  # noqa: E731
+    monkeypatch.setattr(datbench.runner.gauges, "busiest", busy)
+    record = measure(pool, models=("pvt_tiny", "pvt_small"))["pvt_small"]
+    told = next(w for w in record.warnings if w.startswith("contended"))
+    assert 0 < int(told.rpartition("at ")[2]) < pool.clock

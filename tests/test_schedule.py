@@ -30,7 +30,7 @@ def test_order_follows_from_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("step_ms", "expected"), [(100, 4), (16, 4), (10, 6), (0.5, 120), (0.001, 1000)]
+    ("step_ms", "expected"), [(100, 4), (16, 4), (10, 6), (0.5, 120), (0.001, 10_000)]
 )
 def test_a_slot_has_four_iterations_and_sixty_milliseconds(step_ms, expected):
     assert schedule.slot_iterations(step_ms) == expected
@@ -52,6 +52,21 @@ def test_rounds_have_bounds():
     assert schedule.pair_rounds(4, 0.1, 10.0, 1.0) == 4
     assert schedule.pair_rounds(4, 100.0, 0.1, 0.01) == schedule.MOST_ROUNDS
     assert schedule.pair_rounds(4, 1.0, 0.1, 0.1) == schedule.MOST_ROUNDS  # can never be reached
+
+
+@pytest.mark.parametrize(
+    ("left_s", "pairs", "expected"),
+    [
+        pytest.param(1000, 5, 16, id="enough for all"),
+        pytest.param(100, 5, 8, id="half of the rounds, so that five pairs fit"),
+        pytest.param(20, 5, 4, id="never fewer than the least"),
+        pytest.param(20, 1, 10, id="the last pair takes what is left"),
+        pytest.param(-3, 1, 4, id="nothing is left"),
+    ],
+)
+def test_a_budget_buys_pairs_before_rounds(left_s, pairs, expected):
+    rounds = schedule.affordable_rounds(16, 4, setup_s=5.0, round_s=2.0, left_s=left_s, pairs=pairs)
+    assert rounds == expected
 
 
 def test_a_tenth_of_the_slots_may_be_redone_and_a_few_at_the_start():

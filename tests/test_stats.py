@@ -146,27 +146,35 @@ def test_a_comparison_alone_is_never_held_to_more_than_among_others(values, othe
 
 def test_the_level_follows_holm_step_by_step():
     clear = [0.1001, 0.1, 0.0999, 0.1, 0.1]
-    middling = [0.03, 0.02, 0.045, 0.025, 0.03]
+    middling = [0.0085, 0.03, 0.028, 0.005, 0.025]
     vague = [0.03, -0.02, 0.01, 0.04, -0.03]
+
+    def interval(values, share):
+        return stats.student_interval(values, 1 - 0.05 / share)[1:]
+
+    assert interval(middling, 3)[0] < 0 < interval(middling, 2)[0]
     found = stats.decide([vague, clear, middling], 0.95, 0.01)
-    for decision, values, share in ((found[1], clear, 3), (found[2], middling, 2)):
-        _, lo, hi = stats.student_interval(values, 1 - 0.05 / share)
-        assert (decision.lo, decision.hi) == pytest.approx((lo, hi))
-        assert decision.verdict == "SLOWER"
-    _, lo, hi = stats.student_interval(vague, 0.95)
-    assert (found[0].lo, found[0].hi) == pytest.approx((lo, hi))
-    assert found[0].verdict == "INCONCLUSIVE"
+    expected = ((vague, 1, "INCONCLUSIVE"), (clear, 3, "SLOWER"), (middling, 2, "SLOWER"))
+    for decision, (values, share, word) in zip(found, expected, strict=True):
+        assert (decision.lo, decision.hi) == pytest.approx(interval(values, share))
+        assert decision.verdict == word
 
 
-def test_after_the_first_open_comparison_the_rest_stay_open():
-    # Either would be decided at 95 %, neither at 97.5 %.
+def test_only_a_difference_frees_the_others():
+    # It would be decided at 95 %, not at 97.5 %.
     values = [0.007, 0.03, 0.025, 0.0, 0.021]
+    same = [0.0001, -0.0001, 0.0, 0.0001, 0.0]
     _, lo, _ = stats.student_interval(values, 0.95)
     _, lower, _ = stats.student_interval(values, 0.975)
     assert lower < 0 < lo
-    found = stats.decide([values, values], 0.95, 0.005)
-    assert [decision.verdict for decision in found] == ["INCONCLUSIVE"] * 2
-    assert stats.decide([values], 0.95, 0.005)[0].verdict == "SLOWER"
+    for other, expected in (
+        (values, "INCONCLUSIVE"),
+        (same, "INCONCLUSIVE"),
+        ([0.5] * 5, "SLOWER"),
+    ):
+        assert stats.decide([values, other], 0.95, 0.005)[0].verdict == expected
+    assert stats.decide([values, same], 0.95, 0.005)[1].verdict == "SAME"
+    assert stats.decide([], 0.95, 0.005) == []
 
 
 def test_values_without_spread_are_decided():
@@ -194,15 +202,21 @@ def test_pairs_needed_are_those_that_settle_it():
     assert stats.pairs_needed([0.5, -0.5, 0.5, -0.5], LOOK_LEVEL, 0.01) is None
 
 
-def test_what_is_detectable_is_found_as_often_as_it_says():
+@pytest.mark.parametrize("deviation", [0.001, 0.003, 0.01, 0.03])
+def test_what_is_detectable_is_called_a_difference_as_often_as_it_says(deviation):
     rng = random.Random(4)
-    deviation, pairs, runs = 0.01, 8, 2000
-    effect = math.log1p(stats.detectable(deviation, pairs, LOOK_LEVEL))
-    found = 0
-    for _ in range(runs):
-        values = [rng.gauss(effect, deviation) for _ in range(pairs)]
-        found += stats.student_interval(values, LOOK_LEVEL)[1] > 0
-    assert 0.93 <= found / runs <= 0.98
+    pairs, runs = 8, 1000
+
+    def found(effect):
+        verdicts = 0
+        for _ in range(runs):
+            values = [rng.gauss(math.log1p(effect), deviation) for _ in range(pairs)]
+            verdicts += stats.decide([values], LOOK_LEVEL, 0.01)[0].verdict == "SLOWER"
+        return verdicts / runs
+
+    least = stats.detectable(deviation, pairs, LOOK_LEVEL, 0.01)
+    assert found(least) >= 0.93
+    assert found(0.6 * least) < 0.9
 
 
 def test_wilson_interval_is_the_textbook_one():

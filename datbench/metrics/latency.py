@@ -50,8 +50,9 @@ class Warmup:
 
 @dataclasses.dataclass
 class Samples:
-    """Timed iterations of one model in one process."""
+    """Timed iterations of one model in one process, and the process pair that it was part of."""
 
+    pair: int = 0
     latency_ms: list[float] = dataclasses.field(default_factory=list)
     host_ms: list[float] = dataclasses.field(default_factory=list)
 
@@ -93,19 +94,18 @@ def warm_up(trial: Trial, most_s: float = WARMUP_MOST_S) -> Warmup:
             and abs(min(last) / min(previous) - 1) < STEADY
             and spent > trial.device.warm_up_s
         )
-        if steady or spent > most_s:
+        if steady or spent > max(most_s, trial.device.warm_up_s):
             return Warmup(statistics.median(last), steady)
 
 
 def time_slot(trial: Trial, iterations: int) -> Slot:
     """Time consecutive iterations after untimed ones."""
     device = trial.device
-    state = device.state()  # takes milliseconds, in which a GPU would run dry
     start, steps = time.monotonic(), 0
     while steps < device.switch_steps or time.monotonic() - start < device.switch_s:
         trial.step()
         steps += 1
-    before = gauges.read(state)
+    before = gauges.read(device.state())  # of a GPU: while it still works
     timing = device.time(trial.step, iterations)
     return Slot(timing.latency_ms, timing.host_ms, before, gauges.read(device.state()))
 
@@ -200,4 +200,4 @@ def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measure
     yield Measurement("host_ms_median", host_median)
     yield Measurement("throughput_img_s", 1000 * batch_size * len(samples) / sum(samples))
     yield Measurement("samples", len(samples))
-    yield Measurement("pairs", len(processes))
+    yield Measurement("pairs", len({process.pair for process in processes}))
