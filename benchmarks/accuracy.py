@@ -1,8 +1,10 @@
-"""How often `datbench compare` is right on this machine, against what common scripts do.
+r"""How often `datbench compare` is right on this machine, against what common scripts do.
 
     python benchmarks/accuracy.py run quiet 0 --count 100
     python benchmarks/accuracy.py run load 3 --count 40
     python benchmarks/accuracy.py summary
+    datbench compare --models 'benchmarks/accuracy.py:net[of=swin]' \
+        'benchmarks/accuracy.py:net[of=swin,slower=5]'
 
 A run compares a small convolutional network with itself, the second made slower by so many
 percent: after each forward it goes on with small matrix products until that much of the
@@ -44,21 +46,26 @@ while True:
 """
 
 
-def net(slower: float = 0.0) -> Any:
-    """Build the network; `slower` is in percent."""
+def net(slower: float = 0.0, of: str = "") -> Any:
+    """Build the network, or a model of the zoo; `slower` is in percent."""
     import torch
     from torch import nn
+
+    import zoo
+
+    def convolutions() -> nn.Module:
+        pairs = itertools.pairwise((3, 32, 64, 96, 128))
+        return nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
+                for a, b in pairs
+            )
+        )
 
     class Slowed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            channels = (3, 32, 64, 96, 128)
-            self.layers = nn.Sequential(
-                *(
-                    nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
-                    for a, b in itertools.pairwise(channels)
-                )
-            )
+            self.layers = zoo.create_model(of) if of else convolutions()
             self.extra = torch.ones(8, 8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,7 @@ class Arm:
     spent_s: dict[str, float] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(float)
     )
+    cold: list[int] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     decision: Decision | None = None
     error: str | None = None
@@ -81,7 +82,7 @@ class Arm:
 
         A budget or Ctrl-C cuts a pair; less than half of its rounds are too few.
         """
-        both = zip(self.differences, self.planned, strict=True)
+        both = zip(self.differences, self.planned, strict=False)  # Ctrl-C may fall between the two
         return [statistics.median(rounds) for rounds, planned in both if len(rounds) > planned / 2]
 
     def fail(self, error: Exception) -> None:
@@ -102,7 +103,10 @@ class Arm:
             self.spent_s[what] += time.monotonic() - start
 
     def doubts(self, busiest: str) -> Iterator[str]:
-        """Yield what the gauges of its slots showed, too often to be passed over."""
+        """Yield what warm-up and gauges showed, too often to be passed over."""
+        if self.cold:
+            which = ", ".join(str(pair + 1) for pair in self.cold)
+            yield f"not_warm: times still moved after the warm-up of pair {which}"
         for flag, told in self.disturbed.items():
             if len(told) > DISTURBED * self.slots:
                 who = f"; {busiest}" if busiest and flag == "contended" else ""
@@ -201,11 +205,8 @@ class Run:
         """Write the last state of every record and return them."""
         if self.interrupted:
             self._look()
-        for arm in self.arms:
-            if arm.error is None:
-                arm.warnings += arm.doubts(self._busiest)
-                if self.interrupted:
-                    arm.warnings.append("interrupted: stopped by the user before the planned end")
+            for arm in self.alive:
+                arm.warnings.append("interrupted: stopped by the user before the planned end")
         return [self._save(arm) for arm in self.arms]
 
     def _describe(self, pool: Pool, arm: Arm) -> None:
@@ -291,7 +292,7 @@ class Run:
             environment=arm.environment,
             measurements=tuple(measurements),
             comparison=self._comparison(arm),
-            warnings=tuple(dict.fromkeys(arm.warnings)),
+            warnings=tuple(dict.fromkeys((*arm.warnings, *arm.doubts(self._busiest)))),
             error=arm.error,
             tier=self.plan.protocol.name,
             budget_s=self.plan.protocol.budget_s,
@@ -385,9 +386,7 @@ class _Pair:
         with arm.spending("warm-up"):
             warmup = worker.ask("warm_up", most_s=self._run.warmup_s())
             if not warmup.steady:
-                arm.warnings.append(
-                    f"not_warm: times still moved after the warm-up of pair {self._pair + 1}"
-                )
+                arm.cold.append(self._pair)
             self._step_ms[arm.label] = warmup.step_ms
             self._iterations[arm.label] = slot_iterations(warmup.step_ms)
             arm.processes.append(Samples(self._pair))
