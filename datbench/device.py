@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 MIB = 2**20
+REFERENCE_RUNS = 5
 Step = Callable[[], Any]
 
 
@@ -60,8 +61,8 @@ class Device(Protocol):
     def time(self, step: Step, iterations: int) -> Timing:
         """Run `step` so often, timing each run."""
 
-    def state(self) -> gauges.Gpu | None:
-        """Read clock, temperature and power; None where the device is the host."""
+    def read(self) -> gauges.Readings:
+        """Read the gauges of what else goes on."""
 
     def energy_mj(self) -> int | None:
         """Millijoules that the device has used; None where it does not tell."""
@@ -143,6 +144,12 @@ class CpuDevice:
     switch_steps = 1
     switch_s = 0.01  # threads of the model before spin for some milliseconds before they sleep
 
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self._factor = torch.ones(192, 192)
+
     def time(self, step: Step, iterations: int) -> Timing:
         """Time each run by the monotonic clock."""
         clock = time.perf_counter_ns
@@ -173,8 +180,11 @@ class CpuDevice:
         yield Measurement("peak_allocated_mib", peak / MIB)
         yield Measurement("rss_peak_mib", rss / MIB)
 
-    def state(self) -> None:
-        """Nothing that the host's gauges leave out."""
+    def read(self) -> gauges.Readings:
+        """Read the host's gauges, and time a small matrix product on all threads."""
+        with self._torch.inference_mode():
+            times = self.time(lambda: self._factor.mm(self._factor), REFERENCE_RUNS).latency_ms
+        return gauges.read(reference_ms=min(times))
 
     def energy_mj(self) -> None:
         """Processors tell root alone."""
@@ -244,9 +254,9 @@ class CudaDevice:
         size = 2 * self._torch.cuda.get_device_properties(self.name).L2_cache_size
         return self._torch.empty(size, dtype=self._torch.int8, device=self.name)
 
-    def state(self) -> gauges.Gpu:
-        """Read the driver's gauges."""
-        return self._gauge.state()
+    def read(self) -> gauges.Readings:
+        """Read the host's gauges and the driver's."""
+        return gauges.read(self._gauge.state())
 
     def energy_mj(self) -> int | None:
         """Read the board's counter, once what was launched is done."""

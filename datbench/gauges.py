@@ -19,6 +19,8 @@ TAKEN = 0.05  # of the cores' time, taken by the hypervisor or the quota
 TAKEN_LEAST_S = 0.02  # steal is told in ticks of 10 ms, and a single one means nothing
 SWITCHES_A_SECOND = 1000.0  # where nothing better can be read
 CLOCK_MOVED = 0.03  # between the start and the end of a slot
+SLOWER = 0.20  # of the reference product, than the fastest of the slots before
+REMEMBERED = 64  # slots before, so that a clock that sinks for good becomes the normal one
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -56,6 +58,8 @@ class Readings:
         throttled_s: for which the control group had spent its quota.
         cores: of the machine.
         gpu: state of the device, where it is one.
+        reference_ms: that a small matrix product takes on the threads of the model; who shares the
+            cores from outside of a virtual machine shows nowhere else.
     """
 
     at_s: float
@@ -66,13 +70,22 @@ class Readings:
     throttled_s: float | None = None
     cores: int = 1
     gpu: Gpu | None = None
+    reference_ms: float | None = None
 
 
-def read(gpu: Gpu | None = None) -> Readings:
+def read(gpu: Gpu | None = None, reference_ms: float | None = None) -> Readings:
     """Read the host's gauges; some 100 microseconds."""
     cores, stolen = _stolen()
     return Readings(
-        time.monotonic(), _switches(), _waited(), _pressure(), stolen, _throttled(), cores, gpu
+        time.monotonic(),
+        _switches(),
+        _waited(),
+        _pressure(),
+        stolen,
+        _throttled(),
+        cores,
+        gpu,
+        reference_ms,
     )
 
 
@@ -122,9 +135,20 @@ def changes(before: Readings, after: Readings) -> dict[str, float | None]:
     }
 
 
-def disturbance(before: Readings, after: Readings) -> Disturbance:
-    """Say what the gauges around a slot show."""
+def disturbance(before: Readings, after: Readings, usual_ms: float | None = None) -> Disturbance:
+    """Say what the gauges around a slot show.
+
+    Args:
+        before, after: readings around it.
+        usual_ms: of the reference product in the slots before.
+    """
     told = _contended(after.cores, **changes(before, after))
+    slowest = max((r.reference_ms or 0.0) for r in (before, after))
+    if not told and usual_ms and slowest > (1 + SLOWER) * usual_ms:
+        told = (
+            f"the cores were {slowest / usual_ms - 1:.0%} slower than before, by their clocks or "
+            "by another machine on the same host"
+        )
     return Disturbance(told, *_clocks(before.gpu, after.gpu))
 
 

@@ -165,6 +165,7 @@ class Run:
         self._room_mib: float | None = None
         self._pair_s = 0.0
         self._slots = self._redone = self._in_a_row = 0
+        self._reference_ms: collections.deque[float] = collections.deque(maxlen=gauges.REMEMBERED)
         self._busiest = ""
 
     @property
@@ -231,6 +232,13 @@ class Run:
             [arm.need_mib for arm in alive], self._room_mib, baseline[0] if baseline else None
         )
         return [[alive[i] for i in group] for group in found]
+
+    def disturbance(self, slot: Slot) -> gauges.Disturbance:
+        """Say what disturbed a slot, by its gauges and those of the slots before."""
+        found = gauges.disturbance(slot.before, slot.after, min(self._reference_ms, default=None))
+        both = (slot.before.reference_ms, slot.after.reference_ms)
+        self._reference_ms.append(min((ms for ms in both if ms), default=math.inf))
+        return found
 
     def redo(self, disturbed: bool) -> float | None:
         """Count a slot; the pause after which it is to be timed again, None if it stands."""
@@ -425,7 +433,7 @@ class _Pair:
                 arm.fail(fault)
                 return None
             asked_s = time.monotonic() - start
-            found = gauges.disturbance(slot.before, slot.after)
+            found = self._run.disturbance(slot)
             pause_s = self._run.redo(found.redo)
             self._keep(arm, slot, found, place, redone=pause_s is not None)
             timed_s = sum(slot.latency_ms) / 1000
@@ -461,6 +469,7 @@ class _Pair:
                 "disturbed": found.contended or found.throttled or None,
                 "redone": redone,
                 "host": gauges.changes(slot.before, slot.after),
+                "reference_ms": [slot.before.reference_ms, slot.after.reference_ms],
                 "gpu": [dataclasses.asdict(r.gpu) for r in (slot.before, slot.after) if r.gpu],
             }
         )

@@ -167,6 +167,17 @@ def test_memory_is_the_allocators_over_one_step(cuda, monkeypatch):
     assert device.room_mib() == 5 * 1024
 
 
+def test_each_device_reads_its_own_gauges(cuda, monkeypatch):
+    board = module.gauges.Gpu(sm_clock_mhz=1980)
+    device = CudaDevice("cuda:0")
+    monkeypatch.setattr(device._gauge, "state", lambda: board)
+    assert (device.read().gpu, device.read().reference_ms) == (board, None)
+    monkeypatch.undo()
+    found = module.CpuDevice().read()
+    assert found.gpu is None
+    assert found.reference_ms > 0
+
+
 @pytest.mark.parametrize(
     ("options", "precision", "cudnn_tf32", "benchmark"),
     [

@@ -64,6 +64,23 @@ def test_clocks_that_are_held_down_or_move_are_told(start, end, told, redo):
     assert (found.throttled, found.redo, found.contended) == (told, redo, "")
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "usual", "told"),
+    [
+        (1.1, 1.1, 1.0, ""),
+        (1.0, 1.5, 1.0, "the cores were 50% slower than before"),
+        (1.3, 1.0, 1.0, "the cores were 30% slower than before"),
+        (1.5, 1.5, None, ""),  # nothing to compare with
+        (None, None, 1.0, ""),
+    ],
+)
+def test_cores_that_are_slower_than_before_are_told(first, last, usual, told):
+    before, after = Readings(0.0, reference_ms=first), Readings(1.0, reference_ms=last)
+    found = disturbance(before, after, usual)
+    assert found.contended.startswith(told)
+    assert found.redo == bool(told)
+
+
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
     """A made-up /proc and /sys/fs/cgroup: kernel("proc/stat", text)."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from datbench import gauges
 from datbench.device import Timing
 from datbench.metrics import energy, latency
 from datbench.metrics.latency import Samples, summarise, time_slot, warm_up
@@ -28,8 +29,9 @@ class FakeDevice:
         self.calls.append("untimed")
         self.now_s += next(self.times) / 1000
 
-    def state(self):
-        self.calls.append("state")
+    def read(self):
+        self.calls.append("read")
+        return gauges.Readings(self.now_s)
 
     def time(self, step, iterations):
         self.calls.append(iterations)
@@ -74,14 +76,14 @@ def test_a_slot_starts_with_an_untimed_iteration(trial):
     made = trial([999.0, 1.0, 2.0, 3.0])
     slot = time_slot(made, 3)
     assert slot.latency_ms == [1.0, 2.0, 3.0]
-    assert made.device.calls == ["untimed", "state", 3, "state"]
+    assert made.device.calls == ["untimed", "read", 3, "read"]
     assert slot.before.at_s <= slot.after.at_s
 
 
 def test_untimed_iterations_outlast_the_threads_of_the_model_before(trial):
     made = trial([4.0] * 3 + [1.0, 2.0])
     assert time_slot(made, 2).latency_ms == [1.0, 2.0]
-    assert made.device.calls == [*["untimed"] * 3, "state", 2, "state"]
+    assert made.device.calls == [*["untimed"] * 3, "read", 2, "read"]
 
 
 class MarkedDevice(FakeDevice):

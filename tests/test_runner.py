@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -374,3 +375,22 @@ def test_the_process_to_close_is_the_one_of_a_disturbed_pair(measure, monkeypatc
     record = measure(pool, models=("pvt_tiny", "pvt_small"))["pvt_small"]
     told = next(w for w in record.warnings if w.startswith("contended"))
     assert 0 < int(told.rpartition("at ")[2]) < pool.clock
+
+
+def test_cores_that_others_slow_from_outside_are_seen_by_the_reference_product(
+    measure, monkeypatch
+):
+    slot = FakeWorker.slot
+
+    def slowed(self, iterations):
+        found = slot(self, iterations)
+        ms = 1.5 if 30 <= self.pool.clock < 33 else 1.0
+        before = dataclasses.replace(found.before, reference_ms=ms)
+        return dataclasses.replace(found, before=before)
+
+    monkeypatch.setattr(FakeWorker, "slot", slowed)
+    records = measure(FakePool(TWO), models=("pvt_tiny", "pvt_small"))
+    redone = [s for s in measure.folder.samples() if s["redone"]]
+    assert len(redone) == 3
+    assert "the cores were 50% slower than before" in redone[0]["disturbed"]
+    assert "contended" not in records["pvt_small"].flags

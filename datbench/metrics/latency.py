@@ -105,9 +105,9 @@ def time_slot(trial: Trial, iterations: int) -> Slot:
     while steps < device.switch_steps or time.monotonic() - start < device.switch_s:
         trial.step()
         steps += 1
-    before = gauges.read(device.state())  # of a GPU: while it still works
+    before = device.read()  # of a GPU: while it still works
     timing = device.time(trial.step, iterations)
-    return Slot(timing.latency_ms, timing.host_ms, before, gauges.read(device.state()))
+    return Slot(timing.latency_ms, timing.host_ms, before, device.read())
 
 
 @dataclasses.dataclass(frozen=True)
