@@ -104,7 +104,7 @@ def measured(slower: float, seed: int) -> dict[str, Any]:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as results:
         record = datbench.compare(
-            [name, other], device="cpu", img_size=224, seed=seed, results=results
+            [name, other], device="cpu", img_size=224, image="noise", seed=seed, results=results
         )[1]
     compared = record.comparison
     if compared is None:
