@@ -38,6 +38,7 @@ from datbench.schedule import (
     pair_rounds,
     round_order,
     slot_iterations,
+    start_order,
 )
 from datbench.stats import Decision, decide, median_interval, round_difference
 from datbench.store import RunFolder
@@ -353,8 +354,9 @@ class _Pair:
         """Start, warm up, time in rounds, and end the workers."""
         protocol = self._run.plan.protocol
         start = time.monotonic()
-        for arm in self._arms:
-            self._start(arm)
+        seed = self._run.plan.cases[0].workload.seed
+        for index in start_order(len(self._arms), seed, self._pair):
+            self._start(self._arms[index])
         timed_s = sum(2 * self._step_ms[a.label] * self._iterations[a.label] for a in self.alive)
         untimed_s = sum(2 * max(SWITCH_MS, self._step_ms[arm.label]) for arm in self.alive)
         setup_s, round_s = time.monotonic() - start, (timed_s + untimed_s) / 1000

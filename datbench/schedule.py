@@ -54,6 +54,11 @@ def round_order(models: int, seed: int, pair: int, number: int) -> list[int]:
     return order + order[::-1]
 
 
+def start_order(models: int, seed: int, pair: int) -> list[int]:
+    """Order in which the processes of a pair start: random, so that being first favours nobody."""
+    return random.Random(f"{seed}/{pair}/start").sample(range(models), models)
+
+
 def slot_iterations(step_ms: float) -> int:
     """Timed iterations of a slot: at least `SLOT_ITERATIONS`, and at least 60 ms together."""
     return min(10_000, max(SLOT_ITERATIONS, math.ceil(SLOT_MS / step_ms)))

@@ -23,6 +23,13 @@ def test_every_model_has_two_slots_placed_symmetrically(models):
         assert order == order[::-1]
 
 
+def test_every_model_starts_first_about_equally_often():
+    orders = collections.Counter(tuple(schedule.start_order(2, 0, pair)) for pair in range(400))
+    assert orders.keys() == {(0, 1), (1, 0)}
+    assert min(orders.values()) > 150
+    assert sorted(schedule.start_order(5, 3, 1)) == [0, 1, 2, 3, 4]
+
+
 def test_order_follows_from_the_seed():
     first = [schedule.round_order(4, 7, p, r) for p in range(3) for r in range(5)]
     assert first == [schedule.round_order(4, 7, p, r) for p in range(3) for r in range(5)]
