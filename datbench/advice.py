@@ -15,13 +15,13 @@ def advice(records: Sequence[Record]) -> Iterator[str]:
         yield "The container may not keep so many cores busy: fewer --threads."
     elif "contended" in flags:
         yield "Close what competes for the cores" + _or_fewer_threads(records) + "."
-    elif "noisy" in flags and records[0].workload.device == "cpu":
+    elif flags & {"noisy", "throttled"} and records[0].workload.device == "cpu":
         yield (
             "No process of this machine was in the way: clocks, or other machines on the same "
             "host, moved the times."
         )
     yield from _more_pairs(records, flags)
-    if "throttled" in flags:
+    if "throttled" in flags and records[0].workload.device != "cpu":
         yield "The GPU's clocks do not hold: let it cool, or fix a lower clock (nvidia-smi -lgc)."
     if "foreign_process" in flags:
         yield "Stop the other processes on the GPU, or choose another one with --device."

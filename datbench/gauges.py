@@ -95,8 +95,8 @@ class Disturbance:
 
     Args:
         contended: someone else had our cores, in words; empty if nobody.
-        throttled: the GPU's clocks were held down or moved, in words.
-        unsteady: the GPU's clock moved during the slot, so that it is worth repeating.
+        throttled: clocks were held down or moved, in words.
+        unsteady: the clock moved, so that the slot is worth repeating.
     """
 
     contended: str = ""
@@ -142,14 +142,16 @@ def disturbance(before: Readings, after: Readings, usual_ms: float | None = None
         before, after: readings around it.
         usual_ms: of the reference product in the slots before.
     """
-    told = _contended(after.cores, **changes(before, after))
+    contended = _contended(after.cores, **changes(before, after))
+    throttled, unsteady = _clocks(before.gpu, after.gpu)
     slowest = max((r.reference_ms or 0.0) for r in (before, after))
-    if not told and usual_ms and slowest > (1 + SLOWER) * usual_ms:
-        told = (
+    if not contended and usual_ms and slowest > (1 + SLOWER) * usual_ms:
+        unsteady = True
+        throttled = (
             f"the cores were {slowest / usual_ms - 1:.0%} slower than before, by their clocks or "
             "by another machine on the same host"
         )
-    return Disturbance(told, *_clocks(before.gpu, after.gpu))
+    return Disturbance(contended, throttled, unsteady)
 
 
 def _contended(

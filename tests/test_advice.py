@@ -32,6 +32,7 @@ def told(make_record, environment):
         ("few_samples", {}, "--rigorous"),
         ("contended", {}, "Close what competes for the cores, or leave it a core with --threads 1"),
         ("throttled", {"device": "cuda:0"}, "nvidia-smi -lgc"),
+        ("throttled", {}, "No process of this machine was in the way"),
         ("foreign_process", {"device": "cuda:0"}, "--device"),
         ("host_bound", {"device": "cuda:0"}, "--batch-size"),
         ("not_warm", {"budget_s": 10.0}, "--budget"),
@@ -48,6 +49,7 @@ def test_a_flag_brings_advice(told, flag, options, part):
     [
         ("noisy", {"tier": "rigorous"}, "--rigorous"),
         ("noisy", {"device": "cuda:0"}, "this machine"),
+        ("throttled", {}, "nvidia-smi"),
         ("contended", {"threads": 1}, "--threads"),
         ("contended", {"cores": 1, "threads": 1}, "--threads"),
         ("not_warm", {}, "--budget"),

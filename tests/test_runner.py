@@ -393,4 +393,4 @@ def test_cores_that_others_slow_from_outside_are_seen_by_the_reference_product(
     redone = [s for s in measure.folder.samples() if s["redone"]]
     assert len(redone) == 3
     assert "the cores were 50% slower than before" in redone[0]["disturbed"]
-    assert "contended" not in records["pvt_small"].flags
+    assert "throttled" not in records["pvt_small"].flags
