@@ -22,8 +22,6 @@ import contextlib
 import datetime
 import itertools
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -146,27 +144,12 @@ def sequential(slower: float) -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, Any]:
-    """Say where this is."""
-    from datbench.device import cpu_name
-    from datbench.plan import versions
-
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions(),
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
-    }
-
-
 def run(name: str, slower: float, count: int) -> None:
     """Add so many comparisons to the file."""
     import torch
 
     from datbench.device import usable_cores
+    from datbench.runner import host_facts
 
     torch.set_num_threads(usable_cores())
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -183,7 +166,7 @@ def run(name: str, slower: float, count: int) -> None:
                 "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "sequential": sequential(slower),
                 "datbench": measured(slower, seed),
-                "environment": environment(),
+                "environment": host_facts(),
             }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")

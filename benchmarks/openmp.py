@@ -14,7 +14,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -22,8 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from datbench.device import cpu_name
-from datbench.plan import versions
+from datbench.runner import host_facts
 from datbench.schedule import round_order
 from datbench.stats import median_interval, round_difference
 
@@ -104,9 +102,9 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, object] = {
         "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(), "cores": os.cpu_count(), "platform": platform.platform(),
-        "versions": versions(), "rounds": arguments.rounds,
-    }  # fmt: skip
+        "environment": host_facts(),
+        "rounds": arguments.rounds,
+    }
     for model in MODELS:
         for hog in (False, True):
             start = time.monotonic()

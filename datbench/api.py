@@ -44,8 +44,7 @@ def compare(
         UserError, ZooError: (ValueErrors) before anything is measured.
     """
     protocol = choose_protocol(quick, rigorous, budget, min_effect)
-    plan, folder = prepare("compare", models, protocol, Path(results), **options)
-    return run(plan, folder, progress, latest_calibration(Path(results), plan.cases[0].workload))
+    return run(*prepare("compare", models, protocol, Path(results), **options), progress)
 
 
 def profile(
@@ -70,6 +69,9 @@ def prepare(
 ) -> tuple[Plan, RunFolder]:
     """Plan a run and make its folder; whatever the user can put right shows here."""
     plan = make_plan(models, command=command, protocol=protocol, **options)
+    if command == "compare":
+        known = latest_calibration(results, plan.cases[0].workload)
+        plan = dataclasses.replace(plan, calibration=known)
     return plan, RunFolder.create(results, command)
 
 

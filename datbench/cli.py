@@ -487,7 +487,6 @@ def _measure(
     **options: Any,
 ) -> list[Record]:
     """Plan, run, show and write; a run that Ctrl-C ended exits here."""
-    from datbench.calibration import latest_calibration
     from datbench.reports import check_output
     from datbench.reports.txt import account
     from datbench.runner import run
@@ -495,9 +494,8 @@ def _measure(
     for output in outputs:
         check_output(output)
     plan, folder = prepare(command, models, protocol, results, **options)
-    known = latest_calibration(results, plan.cases[0].workload) if command == "compare" else None
     with _progress() as progress:
-        records = run(plan, folder, progress, known)
+        records = run(plan, folder, progress)
     interrupted = any("interrupted" in record.flags for record in records)
     if interrupted and not any(record.measurements for record in records):
         raise click.Abort  # there is nothing to show

@@ -62,13 +62,13 @@ def host(threads: int) -> Iterator[Finding]:
     yield _turbo()
     smt = _text(CPUS / "smt/active")
     yield Finding("simultaneous threads", {"1": "on", "0": "off"}.get(smt or "", "not visible"))
-    stolen = gauges.read().stolen_s
+    readings = gauges.read()
+    stolen = readings.stolen_s
     yield Finding(
         "virtual machine",
         _virtual(),
         f"the hypervisor has taken {stolen:.0f} core seconds since the start" if stolen else "",
     )
-    readings = gauges.read()
     can = {
         "time spent waiting for a core": readings.waited_s,
         "CPU pressure": readings.pressure_s,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from datbench.device import resolve_device, usable_cores
 from datbench.errors import UserError
 from datbench.inputs import check_image
-from datbench.records import Workload
+from datbench.records import Calibration, Workload
 from datbench.schedule import DEFAULT, Protocol
 from zoo.names import Named, parse_name
 from zoo.plugins import load_plugin
@@ -119,12 +119,14 @@ class Plan:
         protocol: how often.
         baseline: label of the case that the others are compared with; None for no comparison.
         command: names the run folder.
+        calibration: of this machine, to stand in the records.
     """
 
     cases: tuple[Case, ...]
     protocol: Protocol
     baseline: str | None
     command: str
+    calibration: Calibration | None = None
 
 
 def make_plan(

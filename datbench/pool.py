@@ -15,14 +15,14 @@ from typing import Any
 from datbench.counters import IMPORTS as COUNTING
 from datbench.plan import Case
 
-# The workers' environment: no messages of libraries in between, no look at the network; and
-# threads that spin for some milliseconds before they sleep, as libgomp's do by default. Passive
-# waiting makes small models 2.5 times slower on a quiet machine: docs/decisions.md.
+# The workers' environment: no messages of libraries in between, no look at the network.
 QUIET = {
     "YOLO_VERBOSE": "False",
     "YOLO_AUTOINSTALL": "False",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
+# Threads spin for some milliseconds before they sleep, as libgomp's do by default. Passive waiting
+# makes small models 2.5 times slower on a quiet machine: docs/decisions.md.
 WAITING = {"GOMP_SPINCOUNT": "300000"}
 
 

@@ -27,7 +27,7 @@ from datbench.device import cpu_name
 from datbench.metrics.latency import WARMUP_MOST_S, Samples, Slot, summarise
 from datbench.plan import Case, Plan, versions
 from datbench.pool import Pool, Worker, WorkerFault
-from datbench.records import Calibration, Comparison, Environment, Measurement, Record
+from datbench.records import Comparison, Environment, Measurement, Record
 from datbench.schedule import (
     FEWEST_PAIRS,
     LOOK_LEVEL,
@@ -116,12 +116,7 @@ class Arm:
             yield f"foreign_process: {self.foreign} other processes are on the GPU"
 
 
-def run(
-    plan: Plan,
-    folder: RunFolder,
-    progress: Progress = lambda _, __: None,
-    calibration: Calibration | None = None,
-) -> list[Record]:
+def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) -> list[Record]:
     """Measure every case and keep each record in `folder` as soon as it says something new.
 
     A case that fails becomes a record with `error`, and the others go on. Ctrl-C ends the
@@ -131,9 +126,8 @@ def run(
         plan: what to measure.
         folder: where records and samples go.
         progress: called with what is going on and the fraction that is done.
-        calibration: of this machine, to stand in the records.
     """
-    run_ = Run(plan, folder, progress, calibration)
+    run_ = Run(plan, folder, progress)
     run_.measure()
     return run_.finish()
 
@@ -142,26 +136,19 @@ class Run:
     """A plan being measured.
 
     Args:
-        plan, folder, progress, calibration: as `run` takes them.
+        plan, folder, progress: as `run` takes them.
 
     Its `health` is what the device told of its settings.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        progress: Progress,
-        calibration: Calibration | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
-        facts = _host_facts()
+        facts = host_facts()
         self.arms = [
             Arm(case, Environment(**facts, threads=case.workload.threads)) for case in plan.cases
         ]
         self.started = time.monotonic()
         self.interrupted = False
-        self._calibration = calibration
         self.health: dict[str, Any] = {}
         self._room_mib: float | None = None
         self._pair_s = 0.0
@@ -306,7 +293,7 @@ class Run:
             tier=self.plan.protocol.name,
             budget_s=self.plan.protocol.budget_s,
             spent_s=dict(arm.spent_s),
-            calibration=self._calibration,
+            calibration=self.plan.calibration,
             **case.published,
         )
 
@@ -477,8 +464,8 @@ class _Pair:
         )
 
 
-def _host_facts() -> dict[str, Any]:
-    """What this process can tell of the environment."""
+def host_facts() -> dict[str, Any]:
+    """Return what this process can tell of the environment, by the names of `Environment`."""
     found, processor = versions(), cpu_name()
     return {
         "device_name": processor,

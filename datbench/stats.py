@@ -133,16 +133,18 @@ def decide(
         clear = {i: d for i, d in found.items() if d.verdict in ("FASTER", "SLOWER")}
         different |= clear
         if not clear:
-            found |= different
-            return [found[i] for i in range(len(comparisons))]
+            break
+    for i, decision in found.items():
+        if decision.verdict == "INCONCLUSIVE":
+            needed = pairs_needed(comparisons[i], each, math.log1p(min_effect))
+            found[i] = dataclasses.replace(decision, pairs_needed=needed)
+    found |= different
+    return [found[i] for i in range(len(comparisons))]
 
 
 def _decision(values: Sequence[float], level: float, min_effect: float) -> Decision:
     mean, lo, hi = student_interval(values, level)
-    said = verdict(lo, hi, min_effect)
-    is_open = said == "INCONCLUSIVE"
-    needed = pairs_needed(values, level, math.log1p(min_effect)) if is_open else None
-    return Decision(mean, lo, hi, said, needed)
+    return Decision(mean, lo, hi, verdict(lo, hi, min_effect))
 
 
 def pairs_needed(values: Sequence[float], level: float, margin: float) -> int | None:

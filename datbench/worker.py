@@ -6,6 +6,7 @@ starts idle and does nothing unless asked, so several can be alive while one is 
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from datbench.counters import Count, built_from, count
-from datbench.device import open_device
+from datbench.device import Device, open_device
 from datbench.metrics import METRICS
 from datbench.metrics.latency import ModuleTimes, Slot, Warmup, time_modules, time_slot, warm_up
 from datbench.plan import Case
@@ -70,6 +71,10 @@ class Answers:
         gc.disable()
         gc.freeze()  # what the fork server imported; looking through it would copy its pages
 
+    @functools.cached_property
+    def _device(self) -> Device:
+        return open_device(self._case.workload)
+
     def build(self) -> None:
         """Build the trial; whatever is wrong with the model shows here."""
         self._trial = build_trial(self._case)
@@ -78,7 +83,7 @@ class Answers:
     def facts(self) -> dict[str, Any]:
         """Return what only this process can tell of the environment; works before `build`."""
         return {
-            **open_device(self._case.workload).facts(),
+            **self._device.facts(),
             "torch": str(torch.__version__),  # a plain string: the parent has no torch
             "settings": {
                 "cudnn_benchmark": torch.backends.cudnn.benchmark,
@@ -93,11 +98,11 @@ class Answers:
 
     def room(self) -> float:
         """Return the MiB that the device has left; works before `build`."""
-        return open_device(self._case.workload).room_mib()
+        return self._device.room_mib()
 
     def health(self) -> dict[str, Any]:
         """Return the device's settings on which steady times depend; works before `build`."""
-        return open_device(self._case.workload).health()
+        return self._device.health()
 
     def metrics(self) -> list[Measurement]:
         """Return everything that is not timed."""
