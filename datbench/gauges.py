@@ -19,7 +19,7 @@ TAKEN = 0.05  # of the cores' time, taken by the hypervisor or the quota
 TAKEN_LEAST_S = 0.02  # steal is told in ticks of 10 ms, and a single one means nothing
 SWITCHES_A_SECOND = 1000.0  # where nothing better can be read
 CLOCK_MOVED = 0.03  # between the start and the end of a slot
-SLOWER = 0.20  # of the reference product, than the fastest of the slots before
+SLOWER = 0.20  # of the reference product, than usual in the slots before
 REMEMBERED = 64  # slots before, so that a clock that sinks for good becomes the normal one
 
 PROC = Path("/proc")
@@ -140,18 +140,23 @@ def disturbance(before: Readings, after: Readings, usual_ms: float | None = None
 
     Args:
         before, after: readings around it.
-        usual_ms: of the reference product in the slots before.
+        usual_ms: of the reference product: median of the slots before.
     """
     contended = _contended(after.cores, **changes(before, after))
     throttled, unsteady = _clocks(before.gpu, after.gpu)
-    slowest = max((r.reference_ms or 0.0) for r in (before, after))
-    if not contended and usual_ms and slowest > (1 + SLOWER) * usual_ms:
+    slowest_ms = slowest(before, after)
+    if not contended and usual_ms and slowest_ms and slowest_ms > (1 + SLOWER) * usual_ms:
         unsteady = True
         throttled = (
-            f"the cores were {slowest / usual_ms - 1:.0%} slower than before, by their clocks or "
+            f"the cores were {slowest_ms / usual_ms - 1:.0%} slower than before, by their clocks or "
             "by another machine on the same host"
         )
     return Disturbance(contended, throttled, unsteady)
+
+
+def slowest(before: Readings, after: Readings) -> float | None:
+    """Longer time of the reference product of two readings, in milliseconds."""
+    return max((r.reference_ms for r in (before, after) if r.reference_ms), default=None)
 
 
 def _contended(

@@ -24,6 +24,13 @@ QUIET = {
 # Threads spin for some milliseconds before they sleep, as libgomp's do by default. Passive waiting
 # makes small models 2.5 times slower on a quiet machine: docs/decisions.md.
 WAITING = {"GOMP_SPINCOUNT": "300000"}
+# glibc keeps freed memory. By default it gives large blocks back to the kernel after each iteration
+# or not, as the heap of a process happens to lie: the same model takes once or twice its time.
+KEEPING = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 
 
 class WorkerFault(Exception):
@@ -148,7 +155,8 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _variables() -> dict[str, str]:
-    return QUIET if "OMP_WAIT_POLICY" in os.environ else QUIET | WAITING
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else WAITING
+    return QUIET | waiting | KEEPING
 
 
 @contextlib.contextmanager

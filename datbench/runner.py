@@ -223,20 +223,27 @@ class Run:
 
     def disturbance(self, slot: Slot) -> gauges.Disturbance:
         """Say what disturbed a slot, by its gauges and those of the slots before."""
-        found = gauges.disturbance(slot.before, slot.after, min(self._reference_ms, default=None))
-        both = (slot.before.reference_ms, slot.after.reference_ms)
-        self._reference_ms.append(min((ms for ms in both if ms), default=math.inf))
-        return found
+        usual_ms = statistics.median(self._reference_ms) if self._reference_ms else None
+        slowest_ms = gauges.slowest(slot.before, slot.after)
+        if slowest_ms is not None:
+            self._reference_ms.append(slowest_ms)
+        return gauges.disturbance(slot.before, slot.after, usual_ms)
 
-    def redo(self, disturbed: bool) -> float | None:
-        """Count a slot; the pause after which it is to be timed again, None if it stands."""
+    def redo(self, found: gauges.Disturbance) -> float | None:
+        """Count a slot; the pause after which it is to be timed again, None if it stands.
+
+        Clocks and other machines give no sign of when they will have calmed down, so there is
+        nothing to wait for.
+        """
         self._slots += 1
-        if not disturbed:
+        if not found.redo:
             self._in_a_row = 0
             return None
         if not may_redo(self._redone, self._slots):
             return None
         self._redone += 1
+        if not found.contended:
+            return 0.0
         self._in_a_row += 1
         return PAUSES_S[min(self._in_a_row, len(PAUSES_S)) - 1]
 
@@ -423,7 +430,7 @@ class _Pair:
                 return None
             asked_s = time.monotonic() - start
             found = self._run.disturbance(slot)
-            pause_s = self._run.redo(found.redo)
+            pause_s = self._run.redo(found)
             self._keep(arm, slot, found, place, redone=pause_s is not None)
             timed_s = sum(slot.latency_ms) / 1000
             arm.spent_s["timed" if pause_s is None else "redone"] += timed_s

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 LOOK_LEVEL = 0.9875  # four looks at 98.75 % keep a comparison at 95 %
 FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its first look
-SLOT_MS, SLOT_ITERATIONS = 60.0, 4  # a slot is at least so long
+SLOT_MS, SLOT_ITERATIONS = 30.0, 3  # a slot is at least so long
 TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
-MOST_ROUNDS = 40
+MOST_ROUNDS = 12  # more pairs tell more than longer ones: docs/decisions.md
 REDONE_SHARE, REDONE_FIRST = 0.1, 4  # slots that may be redone: so many, and a share of all
-PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a slot is redone, longer each time in a row
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a contended slot is redone, longer each in a row
 MEMORY_SHARE = 0.8  # of the free memory that models alive together may need
 
 
@@ -60,7 +60,7 @@ def start_order(models: int, seed: int, pair: int) -> list[int]:
 
 
 def slot_iterations(step_ms: float) -> int:
-    """Timed iterations of a slot: at least `SLOT_ITERATIONS`, and at least 60 ms together."""
+    """Timed iterations of a slot: at least `SLOT_ITERATIONS`, and `SLOT_MS` together."""
     return min(10_000, max(SLOT_ITERATIONS, math.ceil(SLOT_MS / step_ms)))
 
 

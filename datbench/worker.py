@@ -93,6 +93,7 @@ class Answers:
                 "garbage_collection": gc.isenabled(),
                 "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
                 "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
+                "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
             },
         }
 
