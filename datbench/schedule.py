@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 LOOK_LEVEL = 0.9875  # four looks at 98.75 % keep a comparison at 95 %
 FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its first look
-SLOT_MS, SLOT_ITERATIONS = 30.0, 3  # a slot is at least so long
+SLOT_MS, SLOT_ITERATIONS = 30.0, 4  # a slot is at least so long
 TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
 MOST_ROUNDS = 12  # more pairs tell more than longer ones: docs/decisions.md
 REDONE_SHARE, REDONE_FIRST = 0.1, 4  # slots that may be redone: so many, and a share of all
