@@ -148,8 +148,8 @@ def disturbance(before: Readings, after: Readings, usual_ms: float | None = None
     if not contended and usual_ms and slowest_ms and slowest_ms > (1 + SLOWER) * usual_ms:
         unsteady = True
         throttled = (
-            f"the cores were {slowest_ms / usual_ms - 1:.0%} slower than before, by their clocks or "
-            "by another machine on the same host"
+            f"the cores were {slowest_ms / usual_ms - 1:.0%} slower than before, by their clocks "
+            "or by another machine on the same host"
         )
     return Disturbance(contended, throttled, unsteady)
 
