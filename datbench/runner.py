@@ -437,8 +437,9 @@ class _Pair:
             arm.spent_s["switching"] += asked_s - timed_s
             if pause_s is None:
                 return slot
-            time.sleep(pause_s)
-            arm.spent_s["waiting for quiet"] += pause_s
+            if pause_s:
+                time.sleep(pause_s)
+                arm.spent_s["waiting for quiet"] += pause_s
 
     def _keep(
         self, arm: Arm, slot: Slot, found: gauges.Disturbance, place: tuple[int, int], redone: bool

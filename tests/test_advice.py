@@ -14,11 +14,13 @@ from datbench.records import Comparison, Workload
 def told(make_record, environment):
     """Return the advice for one record: told("noisy", tier="default", threads=2, cores=2)."""
 
-    def make(*flags, tier="default", cores=2, comparison=None, budget_s=None, **work):
+    def make(*flags, tier="default", cores=2, comparison=None, budget_s=None, spent_s=(), **work):
         work = Workload(**{"device": "cpu", "input_shape": (3, 8, 8), "threads": 2, **work})
         record = make_record(work=work, warnings=[f"{f}: x" for f in flags], comparison=comparison)
         environment_ = dataclasses.replace(environment, cores=cores)
-        record = dataclasses.replace(record, tier=tier, environment=environment_, budget_s=budget_s)
+        record = dataclasses.replace(
+            record, tier=tier, environment=environment_, budget_s=budget_s, spent_s=dict(spent_s)
+        )
         return " ".join(advice([record]))
 
     return make
@@ -29,6 +31,7 @@ def told(make_record, environment):
     [
         ("noisy", {}, "--rigorous"),
         ("noisy", {}, "No process of this machine was in the way"),
+        ("noisy", {"spent_s": {"waiting for quiet": 3.0}}, "Another process was in the way"),
         ("few_samples", {}, "--rigorous"),
         ("contended", {}, "Close what competes for the cores, or leave it a core with --threads 1"),
         ("throttled", {"device": "cuda:0"}, "nvidia-smi -lgc"),
