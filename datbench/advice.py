@@ -15,11 +15,12 @@ def advice(records: Sequence[Record]) -> Iterator[str]:
         yield "The container may not keep so many cores busy: fewer --threads."
     elif "contended" in flags:
         yield "Close what competes for the cores" + _or_fewer_threads(records) + "."
-    elif any(record.spent_s.get("waiting for quiet") for record in records):
-        yield "Another process was in the way for a while; what it disturbed was timed again."
     elif flags & {"noisy", "throttled"} and records[0].workload.device == "cpu":
+        waited = any(record.spent_s.get("waiting for quiet") for record in records)
         yield (
-            "No process of this machine was in the way: clocks, or other machines on the same "
+            "Something else had the cores for a while; what it disturbed was timed again."
+            if waited
+            else "No process of this machine was in the way: clocks, or other machines on the same "
             "host, moved the times."
         )
     yield from _more_pairs(records, flags)

@@ -31,7 +31,11 @@ def told(make_record, environment):
     [
         ("noisy", {}, "--rigorous"),
         ("noisy", {}, "No process of this machine was in the way"),
-        ("noisy", {"spent_s": {"waiting for quiet": 3.0}}, "Another process was in the way"),
+        (
+            "noisy",
+            {"spent_s": {"waiting for quiet": 3.0}},
+            "Something else had the cores for a while",
+        ),
         ("few_samples", {}, "--rigorous"),
         ("contended", {}, "Close what competes for the cores, or leave it a core with --threads 1"),
         ("throttled", {"device": "cuda:0"}, "nvidia-smi -lgc"),

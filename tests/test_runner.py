@@ -392,5 +392,6 @@ def test_cores_that_others_slow_from_outside_are_seen_by_the_reference_product(
     records = measure(FakePool(TWO), models=("pvt_tiny", "pvt_small"))
     redone = [s for s in measure.folder.samples() if s["redone"]]
     assert len(redone) == 3
+    assert all("waiting for quiet" not in record.spent_s for record in records.values())
     assert "the cores were 50% slower than before" in redone[0]["disturbed"]
     assert "throttled" not in records["pvt_small"].flags
