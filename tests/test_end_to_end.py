@@ -122,6 +122,17 @@ def test_the_figures_follow_from_the_raw_samples(compared):
         assert frame.loc[model, "throughput_img_s"] == pytest.approx(1000 / raw.mean()[model])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="variables of glibc")
+def test_workers_keep_freed_memory_but_as_the_user_wants_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")
+    done = call(tmp_path, "profile", "block:ema", "--input", "8x8x8", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    (record,) = RunFolder(next((tmp_path / "results").iterdir())).records()
+    kept = record.environment.settings["malloc"]
+    assert kept["MALLOC_TRIM_THRESHOLD_"] == kept["MALLOC_MMAP_THRESHOLD_"] == str(2**32)
+    assert kept["MALLOC_TOP_PAD_"] == "4096"
+
+
 def test_the_table_is_on_stdout_and_the_rest_on_stderr(compared):
     folder, done = compared
     assert "pvt_tiny" in done.stdout
