@@ -48,9 +48,9 @@ class Device(Protocol):
     Args:
         name: "cpu" or "cuda:N".
         warm_up_s: seconds for which a process runs at least before it is timed.
-        switch_steps: untimed runs at the start of a slot, at least, which absorb what others left
-            behind.
-        switch_s: seconds for which they last, at least.
+        switch_steps: untimed runs at the start of a slot, at least, which absorb what another model
+            left behind; one less where none ran before.
+        switch_s: seconds for which they last, at least, after another model.
     """
 
     name: str

@@ -39,12 +39,13 @@ from datbench.schedule import (
     round_order,
     slot_iterations,
     start_order,
+    switch_share,
 )
 from datbench.stats import Decision, decide, median_interval, round_difference
 from datbench.store import RunFolder
 
 Progress = Callable[[str, float], None]
-SWITCH_MS = 12.0  # untimed at the start of a slot, about
+SWITCH_MS = 12.0  # untimed at the start of a slot after another model, about
 DISTURBED = 0.05  # of a model's slots, from which on the row is flagged
 
 
@@ -343,6 +344,7 @@ class _Pair:
         self._workers: dict[str, Worker] = {}
         self._iterations: dict[str, int] = {}
         self._step_ms: dict[str, float] = {}
+        self._last = ""  # what ran in the slot before
 
     def measure(self) -> None:
         """Start, warm up, time in rounds, and end the workers."""
@@ -353,6 +355,7 @@ class _Pair:
             self._start(self._arms[index])
         timed_s = sum(2 * self._step_ms[a.label] * self._iterations[a.label] for a in self.alive)
         untimed_s = sum(2 * max(SWITCH_MS, self._step_ms[arm.label]) for arm in self.alive)
+        untimed_s *= switch_share(max(1, len(self.alive)))
         setup_s, round_s = time.monotonic() - start, (timed_s + untimed_s) / 1000
         rounds = pair_rounds(protocol.rounds, setup_s, timed_s / 1000, untimed_s / 1000)
         if protocol.budget_s is not None and self.alive:
@@ -423,7 +426,9 @@ class _Pair:
             start = time.monotonic()
             try:
                 slot: Slot = self._workers[arm.label].ask(
-                    "slot", iterations=self._iterations[arm.label]
+                    "slot",
+                    iterations=self._iterations[arm.label],
+                    switched=self._last != arm.label,
                 )
             except WorkerFault as fault:
                 arm.fail(fault)
@@ -435,6 +440,7 @@ class _Pair:
             timed_s = sum(slot.latency_ms) / 1000
             arm.spent_s["timed" if pause_s is None else "redone"] += timed_s
             arm.spent_s["switching"] += asked_s - timed_s
+            self._last = arm.label if pause_s is None else ""
             if pause_s is None:
                 return slot
             if pause_s:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 LOOK_LEVEL = 0.9875  # four looks at 98.75 % keep a comparison at 95 %
 FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its first look
-SLOT_MS, SLOT_ITERATIONS = 30.0, 4  # a slot is at least so long
+SLOT_MS, SLOT_ITERATIONS = 30.0, 3  # a slot is at least so long
 TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
 MOST_ROUNDS = 12  # more pairs tell more than longer ones: docs/decisions.md
 REDONE_SHARE, REDONE_FIRST = 0.1, 4  # slots that may be redone: so many, and a share of all
@@ -57,6 +57,13 @@ def round_order(models: int, seed: int, pair: int, number: int) -> list[int]:
 def start_order(models: int, seed: int, pair: int) -> list[int]:
     """Order in which the processes of a pair start: random, so that being first favours nobody."""
     return random.Random(f"{seed}/{pair}/start").sample(range(models), models)
+
+
+def switch_share(models: int) -> float:
+    """Share of the slots that follow one of another model: not in the middle of a round, and at
+    its start not always.
+    """
+    return 1 - (1 + 1 / models) / (2 * models)
 
 
 def slot_iterations(step_ms: float) -> int:

@@ -124,6 +124,6 @@ class Answers:
         """Run until the times are steady, but not for longer than `most_s` seconds."""
         return warm_up(self._trial, most_s)
 
-    def slot(self, iterations: int) -> Slot:
-        """Time a slot."""
-        return time_slot(self._trial, iterations)
+    def slot(self, iterations: int, switched: bool) -> Slot:
+        """Time a slot; `switched` tells whether another model ran before."""
+        return time_slot(self._trial, iterations, switched)

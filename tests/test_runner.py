@@ -44,9 +44,10 @@ class FakeWorker:
         }
         return answers[request](**arguments)
 
-    def slot(self, iterations):
+    def slot(self, iterations, switched):
         """Times of a machine that slows all the while, with noise; a hog makes them wait."""
         pool = self.pool
+        pool.switches.append((self.case.label, switched))
         pool.clock += 1
         base = pool.steps_ms[self.case.label] * self.factor * (1 + 0.002 * pool.clock)
         waited = 0.0
@@ -70,7 +71,7 @@ class FakePool:
         self.room_mib, self.hogged, self.processes = room_mib, hogged, processes
         self.faults, self.cold = faults or {}, cold
         self.random = random.Random(3)
-        self.clock, self.asked, self.workers = 0, [], []
+        self.clock, self.asked, self.workers, self.switches = 0, [], [], []
 
     def __call__(self, timeout_s, modules):
         return self
@@ -208,10 +209,10 @@ def test_an_interrupt_keeps_what_was_measured(measure, monkeypatch):
     pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0})
     slot = FakeWorker.slot
 
-    def interrupted(self, iterations):
+    def interrupted(self, iterations, switched):
         if self.pool.clock == 30:
             raise KeyboardInterrupt
-        return slot(self, iterations)
+        return slot(self, iterations, switched)
 
     monkeypatch.setattr(FakeWorker, "slot", interrupted)
     records = measure(pool, models=("pvt_tiny", "pvt_small"))
@@ -297,6 +298,17 @@ def test_a_slot_that_someone_disturbed_is_redone_after_a_pause(measure, pauses):
     assert records["pvt_small"].values["samples"] == sum(len(s["latency_ms"]) for s in timed)
 
 
+def test_a_slot_knows_whether_another_model_ran_before(measure):
+    pool = FakePool(TWO, hogged=lambda clock: clock in (10, 11, 40))
+    measure(pool, models=("pvt_tiny", "pvt_small"))
+    slots = measure.folder.samples()
+    before = [None, *(None if s["redone"] else (s["model"], s["pair"]) for s in slots)]
+    here = [(s["model"], s["pair"]) for s in slots]
+    expected = [(s[0], s != earlier) for s, earlier in zip(here, before, strict=False)]
+    assert pool.switches == expected
+    assert 0.5 < sum(switched for _, switched in pool.switches) / len(slots) < 0.8
+
+
 def test_what_cannot_be_redone_is_kept_and_the_row_says_so(measure):
     pool = FakePool(TWO, hogged=lambda clock: clock % 2)
     records = measure(pool, models=("pvt_tiny", "pvt_small"))
@@ -345,10 +357,10 @@ def test_an_interrupt_in_the_middle_of_a_pair_leaves_that_pair_out_of_the_verdic
     pool = FakePool(TWO)
     slot = FakeWorker.slot
 
-    def interrupted(self, iterations):
+    def interrupted(self, iterations, switched):
         if measure.folder.samples()[-1:] and measure.folder.samples()[-1]["pair"] == 3:
             raise KeyboardInterrupt
-        return slot(self, iterations)
+        return slot(self, iterations, switched)
 
     monkeypatch.setattr(FakeWorker, "slot", interrupted)
     record = measure(pool, models=("pvt_tiny", "pvt_small"))["pvt_small"]
@@ -382,8 +394,8 @@ def test_cores_that_others_slow_from_outside_are_seen_by_the_reference_product(
 ):
     slot = FakeWorker.slot
 
-    def slowed(self, iterations):
-        found = slot(self, iterations)
+    def slowed(self, iterations, switched):
+        found = slot(self, iterations, switched)
         ms = 1.5 if 30 <= self.pool.clock < 33 else 1.0
         before = dataclasses.replace(found.before, reference_ms=ms)
         return dataclasses.replace(found, before=before)

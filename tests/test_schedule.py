@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 
 import pytest
 
@@ -13,6 +14,14 @@ def test_two_models_give_abba_or_baab_about_equally_often():
     orders = collections.Counter(tuple(schedule.round_order(2, 0, 0, n)) for n in range(400))
     assert orders.keys() == {(0, 1, 1, 0), (1, 0, 0, 1)}
     assert min(orders.values()) > 150
+
+
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_so_many_slots_follow_one_of_another_model(models):
+    orders = [schedule.round_order(models, 0, 0, number) for number in range(2000)]
+    slots = [index for order in orders for index in order]
+    switches = sum(a != b for a, b in itertools.pairwise(slots))
+    assert switches / len(slots) == pytest.approx(schedule.switch_share(models), abs=0.01)
 
 
 @pytest.mark.parametrize("models", [1, 3, 7])
@@ -37,9 +46,9 @@ def test_order_follows_from_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("step_ms", "expected"), [(100, 4), (8, 4), (5, 6), (0.5, 60), (0.001, 10_000)]
+    ("step_ms", "expected"), [(100, 3), (10, 3), (5, 6), (0.5, 60), (0.001, 10_000)]
 )
-def test_a_slot_has_four_iterations_and_thirty_milliseconds(step_ms, expected):
+def test_a_slot_has_three_iterations_and_thirty_milliseconds(step_ms, expected):
     assert schedule.slot_iterations(step_ms) == expected
 
 

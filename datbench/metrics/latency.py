@@ -1,10 +1,10 @@
 """Latency: milliseconds of one forward of a batch that is already on the device.
 
-Iterations come in slots, after one or two untimed ones that absorb what another process left in
-the caches, with gauges of what else went on read before and after. `latency_ms_median` is the
-median of all samples, with a 95 % interval; p90, p95 and p99 need 29, 59 and 299 samples;
-`throughput_img_s` is images over the summed time. `host_ms_median` (CUDA) is how long launching
-took; where that is longer than the work the row is `host_bound`.
+Iterations come in slots, with gauges of what else went on read before and after. Where another
+model ran before, one or two untimed iterations absorb what it left in the caches.
+`latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99 need 29, 59
+and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median` (CUDA) is how
+long launching took; where that is longer than the work the row is `host_bound`.
 
 `time_modules` marks the time before and after each module. That costs time itself, and keeps
 TransformerEncoderLayer off its fast path: steps with and without marks take turns, and the
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 WARMUP_MOST_S = 20.0
 STEADY = 0.05  # relative difference between the fastest of the last and the previous blocks
-BLOCKS, BLOCK_MS = 3, 20.0  # blocks that are compared; milliseconds of each, or one iteration
+BLOCKS, BLOCK_MS = 2, 20.0  # blocks that are compared; milliseconds of each, or one iteration
 MODULE_STEPS, MODULE_S = (10, 200), 5.0  # steps with marks, at least and at most; seconds
 NOISY = 0.10  # width of the interval relative to the median
 
@@ -74,7 +74,7 @@ class Slot:
 
 
 def warm_up(trial: Trial, most_s: float = WARMUP_MOST_S) -> Warmup:
-    """Run until the fastest of three blocks of iterations is as fast as that of the three before.
+    """Run until the fastest of two blocks of iterations is as fast as that of the two before.
 
     Args:
         trial: what to run.
@@ -98,11 +98,18 @@ def warm_up(trial: Trial, most_s: float = WARMUP_MOST_S) -> Warmup:
             return Warmup(statistics.median(last), steady)
 
 
-def time_slot(trial: Trial, iterations: int) -> Slot:
-    """Time consecutive iterations after untimed ones."""
+def time_slot(trial: Trial, iterations: int, switched: bool = True) -> Slot:
+    """Time consecutive iterations after untimed ones.
+
+    Args:
+        trial: what to run.
+        iterations: timed ones.
+        switched: whether another model ran before; if not, one untimed iteration less will do.
+    """
     device = trial.device
+    least, least_s = device.switch_steps - (not switched), device.switch_s if switched else 0.0
     start, steps = time.monotonic(), 0
-    while steps < device.switch_steps or time.monotonic() - start < device.switch_s:
+    while steps < least or time.monotonic() - start < least_s:
         trial.step()
         steps += 1
     before = device.read()  # of a GPU: while it still works
