@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 MIB = 2**20
+SIMULATED = "Simulated"  # how the names of devices begin that only pretend to work
 REFERENCE_RUNS = 5
 Step = Callable[[], Any]
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from datbench import gauges
-from datbench.device import cpu_name
+from datbench.device import SIMULATED, cpu_name
 from datbench.metrics.latency import WARMUP_MOST_S, Samples, Slot, summarise
 from datbench.plan import Case, Plan, versions
 from datbench.pool import Pool, Worker, WorkerFault
@@ -46,6 +46,7 @@ from datbench.store import RunFolder
 
 Progress = Callable[[str, float], None]
 SWITCH_MS = 12.0  # untimed at the start of a slot after another model, about
+MOST_OF_A_PAIR = 0.75  # of the time of the last pair; for less than that no other is started
 DISTURBED = 0.05  # of a model's slots, from which on the row is flagged
 
 
@@ -106,6 +107,8 @@ class Arm:
 
     def doubts(self, busiest: str) -> Iterator[str]:
         """Yield what warm-up and gauges showed, too often to be passed over."""
+        if self.environment.device_name.startswith(SIMULATED):
+            yield "simulated: the device only pretends to work; nothing here was measured"
         if self.cold:
             which = ", ".join(str(pair + 1) for pair in self.cold)
             yield f"not_warm: times still moved after the warm-up of pair {which}"
@@ -177,7 +180,7 @@ class Run:
             self._save(arm)
         looks = self.plan.protocol.looks
         for pair in range(looks[-1]):
-            if not self.alive or (pair and self.left_s() < self._pair_s):
+            if not self.alive or (pair and self.left_s() < MOST_OF_A_PAIR * self._pair_s):
                 break
             start, earlier, before = time.monotonic(), gauges.processes(), self._contended()
             for number, group in enumerate(self._groups()):
@@ -361,7 +364,6 @@ class _Pair:
         if protocol.budget_s is not None and self.alive:
             rounds = affordable_rounds(
                 rounds,
-                protocol.rounds,
                 setup_s=setup_s,
                 round_s=round_s,
                 left_s=self._run.left_s(),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 LOOK_LEVEL = 0.9875  # four looks at 98.75 % keep a comparison at 95 %
 FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its first look
+FEWEST_ROUNDS = 3  # of a pair, where a budget leaves no more
 SLOT_MS, SLOT_ITERATIONS = 30.0, 3  # a slot is at least so long
 TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
 MOST_ROUNDS = 12  # more pairs tell more than longer ones: docs/decisions.md
@@ -85,19 +86,19 @@ def pair_rounds(least: int, setup_s: float, timed_s: float, untimed_s: float) ->
 
 
 def affordable_rounds(
-    rounds: int, least: int, *, setup_s: float, round_s: float, left_s: float, pairs: int
+    rounds: int, *, setup_s: float, round_s: float, left_s: float, pairs: int
 ) -> int:
     """Rounds that let a budget reach its first look: pairs count for more than rounds.
 
     Args:
         rounds: of this pair without a budget.
-        least: at least so many.
-        setup_s, round_s: of this pair, and of one round.
+        setup_s, round_s: of this pair, and of one round in which nothing is redone.
         left_s: of the budget, from now on.
         pairs: still wanted, with this one.
     """
     share = (left_s - (pairs - 1) * setup_s) / pairs
-    return max(least, min(rounds, math.floor(share / round_s)))
+    affordable = math.floor(share / ((1 + REDONE_SHARE) * round_s))
+    return min(rounds, max(FEWEST_ROUNDS, affordable))
 
 
 def may_redo(redone: int, slots: int) -> bool:

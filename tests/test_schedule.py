@@ -74,14 +74,14 @@ def test_rounds_have_bounds():
     ("left_s", "pairs", "expected"),
     [
         pytest.param(1000, 5, 16, id="enough for all"),
-        pytest.param(100, 5, 8, id="half of the rounds, so that five pairs fit"),
-        pytest.param(20, 5, 4, id="never fewer than the least"),
-        pytest.param(20, 1, 10, id="the last pair takes what is left"),
-        pytest.param(-3, 1, 4, id="nothing is left"),
+        pytest.param(100, 5, 7, id="fewer rounds, so that five pairs fit"),
+        pytest.param(20, 5, 3, id="never fewer than the least"),
+        pytest.param(20, 1, 9, id="the last pair takes what is left, and time to redo slots"),
+        pytest.param(-3, 1, 3, id="nothing is left"),
     ],
 )
 def test_a_budget_buys_pairs_before_rounds(left_s, pairs, expected):
-    rounds = schedule.affordable_rounds(16, 4, setup_s=5.0, round_s=2.0, left_s=left_s, pairs=pairs)
+    rounds = schedule.affordable_rounds(16, setup_s=5.0, round_s=2.0, left_s=left_s, pairs=pairs)
     assert rounds == expected
 
 
