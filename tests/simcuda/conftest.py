@@ -69,9 +69,10 @@ class Simulator:
             "PYTHONFAULTHANDLER": "1",
             **{k if k.isupper() else f"SIMCUDA_{k.upper()}": str(v) for k, v in settings.items()},
         }
+        words = [str(part) for part in command]
         process = subprocess.run(
-            [str(part) for part in command],
-            env=environment, cwd=cwd, timeout=timeout_s, capture_output=True, text=True, check=False,
+            words, env=environment, cwd=cwd, timeout=timeout_s, capture_output=True, text=True,
+            check=False,
         )  # fmt: skip
         return Ran(process, *_read(table))
 
