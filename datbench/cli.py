@@ -135,15 +135,10 @@ PLUGIN = click.option(
     metavar="FILE.py",
     help='File with blocks or models of yours, under @zoo.block("name"). Repeatable.',
 )
-WORKLOAD = _all(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Inputs in a step.",
-    ),
+BATCH = click.option(
+    "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Inputs in a step."
+)
+SHAPE = _all(
     click.option(
         "--img-size",
         type=click.IntRange(1),
@@ -155,12 +150,8 @@ WORKLOAD = _all(
         metavar="CxHxW",
         help="Shape of one input instead; blocks alone need it.",
     ),
-    click.option(
-        "--image",
-        default="photo",
-        metavar="FILE",
-        help="A photograph, or 'noise'; the photographs that ultralytics ships by default.",
-    ),
+)
+ARITHMETIC = _all(
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -170,6 +161,34 @@ WORKLOAD = _all(
     ),
     click.option("--amp", is_flag=True, help="Run under autocast, weights in float32."),
     click.option("--channels-last", is_flag=True, help="Memory format of weights and input."),
+)
+OPTIMIZER = click.option(
+    "--optimizer",
+    type=click.Choice(["adamw", "sgd"]),
+    help="Of a training step; adamw by default.",
+)
+MODE = _all(
+    click.option(
+        "--mode",
+        type=click.Choice(["inference", "train"]),
+        default="inference",
+        show_default=True,
+        help="A forward, or a training step: forward and loss, backward, optimiser.",
+    ),
+    OPTIMIZER,
+)
+WORKLOAD = _all(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    BATCH,
+    SHAPE,
+    click.option(
+        "--image",
+        default="photo",
+        metavar="FILE",
+        help="A photograph, or 'noise'; the photographs that ultralytics ships by default.",
+    ),
+    ARITHMETIC,
+    MODE,
     click.option("--tf32", is_flag=True, help="CUDA: products of float32 factors cut to 10 bits."),
     click.option(
         "--cudnn-benchmark/--no-cudnn-benchmark",
@@ -269,8 +288,10 @@ def profile(
         protocol = profile_protocol(rigorous, budget)
         _exit_on_faults(_measure("profile", models, protocol, **options))
         return
-    if rigorous or budget is not None:
-        raise UserError("--rigorous and --budget are for measuring; leave them out of a count")
+    if rigorous or budget is not None or options["mode"] == "train":
+        raise UserError(
+            "--rigorous, --budget and --mode train are for measuring; leave them out of a count"
+        )
     del options["results"]
     _break_down(models, by_op, depth, time_modules, **options)
 
@@ -390,6 +411,44 @@ def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
             f"too few process pairs for a calibration: {records[0].values.get('pairs') or 0}, "
             "expected 5 or more; give it a longer --budget"
         )
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
+@BATCH
+@SHAPE
+@ARITHMETIC
+@MODE
+@PLUGIN
+@FORMAT
+def predict(models: tuple[str, ...], form: str, **options: Any) -> None:
+    """Predict the peak memory that each of MODELS will need on a CUDA device.
+
+    Nothing runs and no GPU is needed: tensors without data go through the model.
+    """
+    from datbench import memory
+
+    _tell(memory.PREDICTED, memory.predictions(models, **options), len(models), form)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, shell_complete=complete_model)
+@click.option(
+    "--memory",
+    metavar="8GiB",
+    help="What torch may take of the device; all that is free on --device.",
+)
+@click.option("--device", help="Try it there, cuda or cuda:N; without it the answer is predicted.")
+@SHAPE
+@ARITHMETIC
+@OPTIMIZER
+@PLUGIN
+@FORMAT
+def fit(models: tuple[str, ...], form: str, **options: Any) -> None:
+    """Find the largest batch of each of MODELS that fits into memory, in inference and training."""
+    from datbench import memory
+
+    _tell(memory.FITTED, memory.fits(models, **options), 2 * len(models), form)
 
 
 @cli.command("export-report")
@@ -559,6 +618,29 @@ def _break_down(
     if interrupted:
         sys.exit(INTERRUPTED)
     if any(part.error for part in found):
+        sys.exit(FAILED)
+
+
+def _tell(columns: Sequence[str], rows: Iterator[dict[str, Any]], number: int, form: str) -> None:
+    """Show rows as they are found, or all of them as text; exit with 1 if one has an error."""
+    from datbench.memory import show
+
+    with _progress() as progress:
+
+        def noted() -> Iterator[dict[str, Any]]:
+            progress("starting", 0.0)
+            for done, row in enumerate(rows, 1):
+                progress(str(row["model"]), done / number)
+                yield row
+
+        found, interrupted = _until_interrupted(noted(), number)
+    if form == "table":
+        _stdout().print(show(columns, found))
+    else:
+        click.echo(as_text(found, form, columns), nl=False)
+    if interrupted:
+        sys.exit(INTERRUPTED)
+    if any(row["error"] for row in found):
         sys.exit(FAILED)
 
 

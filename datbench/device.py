@@ -83,6 +83,12 @@ class Device(Protocol):
     def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
         """Run `step` once and measure the memory that it needs beside what is resident."""
 
+    def limit_memory(self, limit: int | None) -> None:
+        """Let torch take no more than so many bytes of the device."""
+
+    def peaks(self) -> tuple[int, int]:
+        """Return the most bytes that torch had allocated, and reserved, so far."""
+
     def facts(self) -> dict[str, Any]:
         """Return this device's part of the environment."""
 
@@ -177,8 +183,9 @@ class CpuDevice:
         _reset_peak_rss()
         step()
         rss = _peak_rss()
-        peak = _peak_allocation(step) + sum(t.nbytes for t in resident)
-        yield Measurement("peak_allocated_mib", peak / MIB)
+        before = sum(t.nbytes for t in resident)
+        peak, change = _allocation(step)
+        yield from _allocated(before, before + peak, before + change)
         yield Measurement("rss_peak_mib", rss / MIB)
 
     def read(self) -> gauges.Readings:
@@ -195,6 +202,14 @@ class CpuDevice:
         import psutil
 
         return min(psutil.virtual_memory().available, gauges.memory_left()) / MIB
+
+    def limit_memory(self, limit: int | None) -> None:
+        """Leave it as it is: only CUDA has an allocator that can be limited."""
+        raise NotImplementedError
+
+    def peaks(self) -> tuple[int, int]:
+        """Have none: only CUDA's allocator counts."""
+        raise NotImplementedError
 
     def health(self) -> dict[str, Any]:
         """Nothing beside what the host tells."""
@@ -269,6 +284,18 @@ class CudaDevice:
         free, _ = self._torch.cuda.mem_get_info()
         return free / MIB
 
+    def limit_memory(self, limit: int | None) -> None:
+        """Set the share of the device's memory beyond which torch raises OutOfMemoryError."""
+        if limit is not None:
+            total = self._torch.cuda.get_device_properties(self.name).total_memory
+            self._torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), self.name)
+
+    def peaks(self) -> tuple[int, int]:
+        """Read the caching allocator's marks."""
+        cuda = self._torch.cuda
+        cuda.synchronize()
+        return cuda.max_memory_allocated(), cuda.max_memory_reserved()
+
     def health(self) -> dict[str, Any]:
         """Return persistence mode, clocks and limits."""
         return self._gauge.health()
@@ -291,9 +318,10 @@ class CudaDevice:
         cuda.synchronize()
         cuda.reset_peak_memory_stats()
         _reset_peak_rss()
+        before = cuda.memory_allocated()
         step()
         cuda.synchronize()
-        yield Measurement("peak_allocated_mib", cuda.max_memory_allocated() / MIB)
+        yield from _allocated(before, cuda.max_memory_allocated(), cuda.memory_allocated())
         yield Measurement("peak_reserved_mib", cuda.max_memory_reserved() / MIB)
         ours = self._gauge.process_bytes()
         yield Measurement("process_memory_mib", None if ours is None else ours / MIB)
@@ -339,8 +367,15 @@ def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
-def _peak_allocation(step: Step) -> int:
-    """Largest sum of bytes that one run of `step` had allocated and not yet freed."""
+def _allocated(before: int, peak: int, after: int) -> Iterator[Measurement]:
+    yield Measurement("allocated_before_mib", before / MIB)
+    yield Measurement("peak_allocated_mib", peak / MIB)
+    yield Measurement("activations_mib", (peak - before) / MIB)
+    yield Measurement("allocated_after_mib", after / MIB)
+
+
+def _allocation(step: Step) -> tuple[int, int]:
+    """Bytes that one run of `step` allocated more than it freed: at most, and at its end."""
     from torch.profiler import ProfilerActivity, profile
 
     with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -354,7 +389,7 @@ def _peak_allocation(step: Step) -> int:
     for _, _, change in memory:
         live += change
         peak = max(peak, live)
-    return peak
+    return peak, live
 
 
 @contextlib.contextmanager

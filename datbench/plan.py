@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DTYPES = ("float32", "float16", "bfloat16")
+MODES, OPTIMIZERS = ("inference", "train"), ("adamw", "sgd")
 # Packages whose version may change a figure.
 PACKAGES = ("datbench", "torch", "torchvision", "timm", "fvcore", "ultralytics", "numpy")
 
@@ -145,6 +146,8 @@ def make_plan(
     tf32: bool = False,
     cudnn_benchmark: bool = True,
     cold_cache: bool = False,
+    mode: str = "inference",
+    optimizer: str | None = None,
     threads: int | None = None,
     seed: int = 0,
     image: str = "photo",
@@ -168,6 +171,8 @@ def make_plan(
         tf32: let CUDA round the factors of float32 products to 10 bits.
         cudnn_benchmark: let cuDNN try its algorithms and take the fastest.
         cold_cache: overwrite a GPU's L2 cache before each timed iteration.
+        mode: "inference", or "train" for forward, loss, backward and optimiser.
+        optimizer: "adamw" (the default) or "sgd" of a training step.
         threads: of one operator on the CPU; all usable cores by default.
         seed: of weights, noise and order.
         image: "photo", "noise" or a file.
@@ -182,6 +187,7 @@ def make_plan(
         raise UserError("no model given; name at least one, e.g. dat")
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    _check_mode(mode, optimizer, dtype, amp)
     for what, number in (("batch size", batch_size), ("threads", threads), ("img size", img_size)):
         if number is not None and number < 1:
             raise UserError(f"{what} is {number}; expected 1 or more")
@@ -217,6 +223,8 @@ def make_plan(
                 tf32=tf32,
                 cudnn_benchmark=cudnn_benchmark,
                 cold_cache=cold_cache,
+                mode=mode,
+                optimizer=(optimizer or OPTIMIZERS[0]) if mode == "train" else None,
                 image=image,
                 threads=threads or usable_cores(),
                 seed=seed,
@@ -228,6 +236,17 @@ def make_plan(
     )
     compares = command != "profile"
     return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
+
+
+def _check_mode(mode: str, optimizer: str | None, dtype: str, amp: bool) -> None:
+    if mode not in MODES:
+        raise UserError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    if optimizer is not None and optimizer not in OPTIMIZERS:
+        raise UserError(f"optimizer {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+    if optimizer is not None and mode != "train":
+        raise UserError("--optimizer is for training; add --mode train")
+    if mode == "train" and dtype == "float16" and not amp:
+        raise UserError("float16 weights do not train; give --amp --dtype float16, or bfloat16")
 
 
 def add_plugins(plugins: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SCHEMA = 1
+PARTS = ("forward", "backward", "optimizer")  # of a training step
 
 # The columns of a CSV report. Units stand in the names; an empty cell means not measured.
 COLUMNS = (
@@ -37,7 +38,8 @@ class Workload:
         tf32: let CUDA round the factors of float32 products to 10 bits.
         cudnn_benchmark: let cuDNN try its algorithms and take the fastest.
         cold_cache: overwrite a GPU's L2 cache before each timed iteration.
-        mode: "inference", one forward.
+        mode: "inference", one forward, or "train", a step of an optimiser.
+        optimizer: "adamw" or "sgd" where a model is trained, None otherwise.
         runtime: "eager".
         image: "photo" for the photographs that ultralytics ships, "noise", or a file's path.
         threads: that one operator may use on the CPU.
@@ -54,6 +56,7 @@ class Workload:
     cudnn_benchmark: bool = True
     cold_cache: bool = False
     mode: str = "inference"
+    optimizer: str | None = None
     runtime: str = "eager"
     image: str = "photo"
     threads: int = 1
@@ -209,7 +212,7 @@ class Record:
             "device": work.device,
             "dtype": f"amp_{work.dtype}" if work.amp else work.dtype,
             "runtime": f"{work.runtime}-channels-last" if work.channels_last else work.runtime,
-            "mode": work.mode,
+            "mode": f"{work.mode}-{work.optimizer}" if work.optimizer else work.mode,
             "img_size": work.img_size,
             "batch_size": work.batch_size,
             "threads": work.threads,

@@ -410,8 +410,7 @@ class _Pair:
             arm = arms[index]
             slot = self._slot(arm, (number, position)) if arm.error is None else None
             if slot is not None:
-                arm.processes[-1].latency_ms += slot.latency_ms
-                arm.processes[-1].host_ms += slot.host_ms or []
+                arm.processes[-1].add(slot)
                 medians[arm.label].append(statistics.median(slot.latency_ms))
         baseline = medians.get(self._run.plan.baseline or "", [])
         for arm in arms:
@@ -471,6 +470,7 @@ class _Pair:
                 "ended_utc": datetime.now(UTC).isoformat(),
                 "latency_ms": slot.latency_ms,
                 "host_ms": slot.host_ms,
+                "parts_ms": slot.parts_ms or None,
                 "disturbed": found.contended or found.throttled or None,
                 "redone": redone,
                 "host": gauges.changes(slot.before, slot.after),

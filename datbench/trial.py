@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from datbench.device import Device, open_device
 from datbench.inputs import load_input
 from datbench.plan import Case
+from datbench.records import PARTS
+from datbench.training import TrainStep
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +24,9 @@ class Trial:
 
     Args:
         case: what was asked for.
-        model: in eval mode on the device.
+        model: on the device, in eval mode; in train mode where it is trained.
         inputs: (b, c, h, w) on the device.
-        step: runs one forward and returns its output.
+        step: runs one forward and returns its output, or trains for one step and returns the loss.
         device: clock and gauges.
     """
 
@@ -33,6 +35,26 @@ class Trial:
     inputs: torch.Tensor
     step: Callable[[], Any]
     device: Device
+
+    def resident(self) -> list[torch.Tensor]:
+        """Tensors that stay between two steps."""
+        kept = [*self.model.parameters(), *self.model.buffers(), self.inputs]
+        return kept + (self.step.resident() if isinstance(self.step, TrainStep) else [])
+
+    def forget_parts(self) -> None:
+        """Drop the marks of the steps so far."""
+        if isinstance(self.step, TrainStep):
+            self.step.marks.clear()
+
+    def parts_ms(self) -> dict[str, list[float]]:
+        """Milliseconds of the parts of each training step since `forget_parts`; else nothing."""
+        if not isinstance(self.step, TrainStep):
+            return {}
+        marks = self.step.marks
+        return {
+            part: self.device.between([(mark[i], mark[i + 1]) for mark in marks])
+            for i, part in enumerate(PARTS)
+        }
 
 
 class BadOutput(Exception):
@@ -43,7 +65,7 @@ def build_trial(case: Case) -> Trial:
     """Build the model with seeded weights, put it on the device, and run it once.
 
     Raises:
-        BadOutput: the output holds no tensor, or NaN or infinity.
+        BadOutput: the output holds no tensor, or it or the loss holds NaN or infinity.
         ZooError: the model cannot be built, or a block changes the shape.
     """
     import torch
@@ -60,14 +82,21 @@ def build_trial(case: Case) -> Trial:
     model = model.to(device.name, weights).to(memory_format=layout)
     inputs = load_input(work, case.task).to(device.name, weights).contiguous(memory_format=layout)
 
-    def step() -> Any:
-        with torch.inference_mode(), _autocast(device, dtype, work.amp):
+    def autocast() -> Any:
+        return _autocast(device, dtype, work.amp)
+
+    def infer() -> Any:
+        with torch.inference_mode(), autocast():
             return model(inputs)
 
-    output = step()
+    output = infer()
     check_output(output)
     if case.task == "block":
         check_shape(case.named.spec.name, inputs, output)
+    if work.mode == "inference":
+        return Trial(case, model, inputs, infer, device)
+    step = TrainStep(case, model.train(), inputs, autocast, device.mark)
+    check_output(step())
     return Trial(case, model, inputs, step, device)
 
 

@@ -105,6 +105,16 @@ class Answers:
         """Return the device's settings on which steady times depend; works before `build`."""
         return self._device.health()
 
+    def fit(self, limit: int | None) -> tuple[int, int]:
+        """Return the bytes that torch allocated and reserved at most; works before `build`.
+
+        `limit` is what it may take of the device, out of memory beyond.
+        """
+        self._device.limit_memory(limit)
+        trial = build_trial(self._case)
+        trial.step()
+        return self._device.peaks()
+
     def metrics(self) -> list[Measurement]:
         """Return everything that is not timed."""
         specs = sorted(METRICS.values(), key=lambda spec: spec.order)

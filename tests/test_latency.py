@@ -45,7 +45,9 @@ def trial(monkeypatch):
     def make(times_ms):
         device = FakeDevice(times_ms)
         monkeypatch.setattr(latency.time, "monotonic", lambda: device.now_s)
-        return types.SimpleNamespace(device=device, step=device.step)
+        return types.SimpleNamespace(
+            device=device, step=device.step, forget_parts=lambda: None, parts_ms=dict
+        )
 
     return make
 

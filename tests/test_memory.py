@@ -11,6 +11,7 @@ from torch import nn
 from datbench.device import MIB, CpuDevice
 from datbench.metrics.memory import memory
 from datbench.metrics.params import params
+from datbench.trial import Trial
 
 
 def mib(n):
@@ -40,21 +41,56 @@ def test_peak_is_the_most_alive_at_once(step, peak_mib):
     assert found["peak_allocated_mib"] == pytest.approx(7 + peak_mib, abs=1e-3)
 
 
-def test_a_network_by_hand():
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return x + self.two(self.one(x))
+
+
+def sequence():
     net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8))
     net.register_buffer("table", torch.zeros(1000))
-    x = torch.randn(512, 64)
+    return net
+
+
+# The widest moment of each, in elements: a layer's output beside its ReLU; two layers' outputs;
+# the sum of the residual beside the branch.
+@pytest.mark.parametrize(
+    ("make", "shape", "weights", "widest"),
+    [
+        pytest.param(
+            sequence, (512, 64), 64 * 256 + 256 + 256 * 8 + 8 + 1000, 2 * 512 * 256, id="sequence"
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=4)),
+            (2, 3, 64, 64), 0, 2 * 3 * 32 * 32 + 2 * 3 * 128 * 128, id="pooling",
+        ),
+        pytest.param(Residual, (256, 32), 2 * (32 * 32 + 32), 2 * 256 * 32, id="residual"),
+    ],
+)  # fmt: skip
+def test_networks_by_hand(make, shape, weights, widest):
+    net, x = make(), torch.randn(*shape)
 
     def step():
         with torch.inference_mode():
             return net(x)
 
-    trial = types.SimpleNamespace(model=net, inputs=x, step=step, device=CpuDevice())
-    found = {m.name: m.value for m in memory(trial)}
-    weights = (64 * 256 + 256 + 256 * 8 + 8 + 1000) * 4
-    assert found["weights_mib"] == weights / MIB
-    # The widest moment: the first layer's output and its ReLU side by side.
-    assert found["peak_allocated_mib"] * MIB == weights + x.nbytes + 2 * 512 * 256 * 4
+    found = {m.name: m.value for m in memory(Trial(None, net, x, step, CpuDevice()))}
+    resident = 4 * weights + x.nbytes
+    assert found["weights_mib"] * MIB == 4 * weights
+    assert found["allocated_before_mib"] * MIB == resident
+    assert found["peak_allocated_mib"] * MIB == pytest.approx(resident + 4 * widest, rel=0.01)
+    assert found["activations_mib"] * MIB == pytest.approx(4 * widest, rel=0.02)
+
+
+def test_what_a_step_leaves_behind_shows():
+    kept = []
+    found = {m.name: m.value for m in CpuDevice().memory(lambda: kept.append(mib(2)), [mib(5)])}
+    assert found["allocated_before_mib"] == 5
+    assert found["allocated_after_mib"] == pytest.approx(7, abs=1e-3)
 
 
 def test_resident_memory_peaks_with_a_large_tensor():

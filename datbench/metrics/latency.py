@@ -4,7 +4,8 @@ Iterations come in slots, with gauges of what else went on read before and after
 model ran before, one or two untimed iterations absorb what it left in the caches.
 `latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99 need 29, 59
 and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median` (CUDA) is how
-long launching took; where that is longer than the work the row is `host_bound`.
+long launching took; where that is longer than the work the row is `host_bound`. Of a training step,
+`forward_ms_median` (with the loss), `backward_ms_median` and `optimizer_ms_median` are its parts.
 
 `time_modules` marks the time before and after each module. That costs time itself, and keeps
 TransformerEncoderLayer off its fast path: steps with and without marks take turns, and the
@@ -55,6 +56,16 @@ class Samples:
     pair: int = 0
     latency_ms: list[float] = dataclasses.field(default_factory=list)
     host_ms: list[float] = dataclasses.field(default_factory=list)
+    parts_ms: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
+
+    def add(self, slot: Slot) -> None:
+        """Take the times of one more slot."""
+        self.latency_ms += slot.latency_ms
+        self.host_ms += slot.host_ms or []
+        for part, times in slot.parts_ms.items():
+            self.parts_ms[part] += times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +76,14 @@ class Slot:
         latency_ms: of each iteration, on the device's own clock.
         host_ms: until the host could go on; None where the device is the host.
         before, after: gauges around the timed iterations.
+        parts_ms: of each training step, by part.
     """
 
     latency_ms: list[float]
     host_ms: list[float] | None
     before: gauges.Readings
     after: gauges.Readings
+    parts_ms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 def warm_up(trial: Trial, most_s: float = WARMUP_MOST_S) -> Warmup:
@@ -113,8 +126,10 @@ def time_slot(trial: Trial, iterations: int, switched: bool = True) -> Slot:
         trial.step()
         steps += 1
     before = device.read()  # of a GPU: while it still works
+    trial.forget_parts()
     timing = device.time(trial.step, iterations)
-    return Slot(timing.latency_ms, timing.host_ms, before, device.read())
+    after = device.read()
+    return Slot(timing.latency_ms, timing.host_ms, before, after, trial.parts_ms())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +220,9 @@ def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measure
     for q in PERCENTILE_SAMPLES:
         yield Measurement(f"latency_ms_p{q}", percentile(samples, q))
     yield Measurement("host_ms_median", host_median)
+    for part in processes[0].parts_ms:
+        times = [t for process in processes for t in process.parts_ms[part]]
+        yield Measurement(f"{part}_ms_median", statistics.median(times))
     yield Measurement("throughput_img_s", 1000 * batch_size * len(samples) / sum(samples))
     yield Measurement("samples", len(samples))
     yield Measurement("pairs", len({process.pair for process in processes}))

@@ -1,8 +1,10 @@
 """Memory of one step after warm-up, in a pass of its own.
 
 `weights_mib`: parameters and buffers. `peak_allocated_mib`: the most bytes of tensors alive at once
-during the step, weights and input included: on CUDA the caching allocator's figure, on the CPU
-the sum of the allocator's events. `peak_reserved_mib`: what that allocator had taken from the
+during the step, weights and input included, and what an optimiser keeps: on CUDA the caching
+allocator's figure, on the CPU the sum of the allocator's events. `allocated_before_mib` and
+`allocated_after_mib`: what was alive before and after it; `activations_mib`: by how much the peak
+was above what was alive before. `peak_reserved_mib`: what that allocator had taken from the
 device (CUDA). `process_memory_mib`: what the driver counts for the process, CUDA's context
 included. `rss_peak_mib`: peak resident memory of the worker process during the step (Linux), with
 torch itself.
@@ -24,4 +26,5 @@ def memory(trial: Trial) -> Iterator[Measurement]:
     weights = [*trial.model.parameters(), *trial.model.buffers()]
     yield Measurement("weights_mib", sum(t.nbytes for t in weights) / MIB)
     trial.step()
-    yield from trial.device.memory(trial.step, [*weights, trial.inputs])
+    trial.forget_parts()
+    yield from trial.device.memory(trial.step, trial.resident())

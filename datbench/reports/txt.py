@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datbench.advice import advice
-from datbench.records import Comparison, Record
+from datbench.records import PARTS, Comparison, Record
 from datbench.reports import report
 
 WIDTH = 120  # columns of plain text
@@ -76,12 +76,15 @@ def tabulate(
         "GMACs\npaper": lambda r: scaled(r.published_macs, 1e9),
         "top-1\n%": lambda r: rounded(r.published_top1),
         "latency\nms [95 %]": latency,
+        "forward + backward\n+ optimizer ms": parts,
         "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
         "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
         "mJ/img": lambda r: rounded(r.values.get("energy_mj_img")),
     }
     if all(record.values.get("energy_mj_img") is None for record in records):
         del columns["mJ/img"]
+    if not any(map(parts, records)):
+        del columns["forward + backward\n+ optimizer ms"]
     if len({shape(record) for record in records}) == 1:
         del columns["input"]
     for title, known in (("GMACs\npaper", "published_macs"), ("top-1\n%", "published_top1")):
@@ -108,6 +111,12 @@ def latency(record: Record) -> str:
     values = record.values
     interval = between(values.get("latency_ms_lo"), values.get("latency_ms_hi"))
     return f"{rounded(values.get('latency_ms_median'))}{interval}"
+
+
+def parts(record: Record) -> str:
+    """Write the median latency of each part of a training step; nothing for a forward."""
+    found = [record.values.get(f"{part}_ms_median") for part in PARTS]
+    return " + ".join(map(rounded, found)) if any(found) else ""
 
 
 def notes(records: Sequence[Record]) -> Iterator[str]:
@@ -204,6 +213,7 @@ def conditions(record: Record, with_shape: bool) -> str:
     versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
     size = f" {shape(record)}" if with_shape else ""
     set_ = {"tf32": work.tf32, "cold cache": work.cold_cache}
+    set_[f"trained with {work.optimizer}"] = work.optimizer is not None
     set_["cudnn.benchmark off"] = work.device != "cpu" and not work.cudnn_benchmark
     extra = "".join(f", {name}" for name, on in set_.items() if on)
     return (

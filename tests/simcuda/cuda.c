@@ -823,12 +823,15 @@ static int on_device(const void *address) {
 }
 
 /* Values are meaningless on the device, so what decides the host's path is read as harmless: a
- * truth value as true, a count or a number as zero. */
+ * truth value as true, a count as the setting has it, any other number as zero. */
 static void read_back(void *target, const void *source, size_t size) {
-  if (size <= 16)
-    memset(target, size == 1, size);
-  else
+  if (size > 16) {
     memmove(target, source, size);
+    return;
+  }
+  memset(target, 0, size);
+  if (size == 1) *(char *)target = 1;
+  if (size == 8) *(int64_t *)target = (int64_t)SETTING(scalar_reads);
 }
 
 cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t size,

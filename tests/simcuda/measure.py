@@ -1,4 +1,4 @@
-"""Measures models in this process and prints, for each, what datbench and the runtime saw.
+"""Measures models, each in a process, and prints what datbench and the runtime saw of it.
 
     python measure.py '{"models": ["dat"], "batch_size": 8, "amp": true}'
 
@@ -8,8 +8,8 @@ The options are those of `datbench.plan.make_plan`.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
+import os
 import statistics
 import sys
 
@@ -52,6 +52,7 @@ def measure(case: Case) -> dict[str, object]:
         "model": case.label,
         "latency_ms": statistics.median(slot.latency_ms),
         "host_ms": statistics.median(slot.host_ms),
+        "parts_ms": {part: statistics.median(times) for part, times in slot.parts_ms.items()},
         "left_behind": left_behind,
         "step": counts,
         "half_kernels": half,
@@ -70,9 +71,12 @@ def main() -> None:
     """Measure what the argument names."""
     options = {"device": "cuda", "image": "noise", **json.loads(sys.argv[1])}
     for case in make_plan(options.pop("models"), **options).cases:
-        print(json.dumps(measure(case)), flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
+        child = os.fork()  # a fresh device for each, as datbench's workers have
+        if not child:
+            print(json.dumps(measure(case)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{case.label} failed")
 
 
 if __name__ == "__main__":

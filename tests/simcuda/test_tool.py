@@ -157,6 +157,20 @@ def test_without_a_device_the_error_takes_one_line(simulator, tmp_path):
     ]
 
 
+def test_a_training_step_is_timed_in_parts_and_runs_in_half_precision(simulator):
+    asked = {"models": ["swin", "yolov8n+dat"], "mode": "train", "batch_size": 2, "amp": True}
+    ran = simulator.python(
+        HERE / "measure.py", json.dumps(asked), PYTHONPATH=HERE, scalar_reads=1, **SLOW
+    )
+    for found in ran.lines():
+        busy_ms = found["step"]["busy_ns"] / 1e6
+        assert found["latency_ms"] == pytest.approx(busy_ms, rel=0.02), found["model"]
+        assert sum(found["parts_ms"].values()) == pytest.approx(found["latency_ms"], rel=0.02)
+        assert found["half_kernels"] > 0
+        assert found["left_behind"] == 0
+        assert found["peak_allocated"] == found["torch_allocated"], found["model"]
+
+
 BROKEN = """
 import sys, torch
 from probe import get

@@ -1,0 +1,392 @@
+"""Peak memory of a CUDA run without a GPU: the model runs on tensors that have no data.
+
+The step runs in torch's FakeTensorMode on a device that pretends to be CUDA. Each storage that
+appears is allocated, and released when it dies, in a model of torch's caching allocator
+(`datbench.caching`), which is read the way `datbench.metrics.memory` reads the real one: after a
+step that warms up. Added is cuBLAS's workspace, as torch allocates it with the first product.
+Not seen is what an operator allocates and frees inside itself: cuDNN's workspaces, copies that make
+an input contiguous, buffers of reductions; and CUDA's own context, some hundred MiB outside of
+torch's allocator. docs/memory.md compares it with torch's allocator.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from datbench.caching import CachingAllocator
+from datbench.plan import Case
+from datbench.training import TrainStep
+
+CUDA = torch.device("cuda:0")
+WORKSPACE = 8_519_680  # bytes of cuBLAS: torch's default for GPUs before Hopper, 8320 KiB
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot")
+CONTIGUOUS = {  # operators that copy what is not contiguous, and the places of such arguments
+    "native_layer_norm": (0,),
+    "native_layer_norm_backward": (0, 1),
+    "native_group_norm": (0,),
+    "native_group_norm_backward": (0, 1),
+    "cudnn_grid_sampler": (0, 1),
+    "cudnn_grid_sampler_backward": (0, 1, 2),
+}
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Bytes that a step needs, as torch's allocator would count them.
+
+    Args:
+        weights: parameters and buffers.
+        before: alive before the step.
+        peak_allocated: most alive during the step.
+        peak_reserved: most that torch had taken from the device.
+    """
+
+    weights: int
+    before: int
+    peak_allocated: int
+    peak_reserved: int
+
+
+def predict(case: Case, limit: float = math.inf, workspace: int = WORKSPACE) -> Prediction:
+    """Predict the memory of a case on a CUDA device.
+
+    Args:
+        case: its workload's device does not matter.
+        limit: bytes that torch may take from the device.
+        workspace: bytes of cuBLAS's workspace.
+    Raises:
+        OutOfMemory: it needs more than `limit`.
+        ZooError: the model cannot be built.
+    """
+    work = case.workload
+    torch.manual_seed(work.seed)
+    model = case.build().train(work.mode == "train")
+    meter = Meter(CachingAllocator(limit), workspace)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    dtype = getattr(torch, work.dtype)
+    weights = torch.float32 if work.amp else dtype
+    layout = torch.channels_last if work.channels_last else torch.contiguous_format
+
+    fakes: dict[int, FakeTensor] = {}
+
+    def pretend(tensor: Any) -> Any:
+        """A tensor without data on the device, counted from now on; the same for the same."""
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        if id(tensor) in fakes:
+            return fakes[id(tensor)]
+        to = weights if tensor.is_floating_point() else tensor.dtype
+        shape = torch.empty_like(tensor, dtype=to, device="meta")
+        if layout is torch.channels_last and tensor.ndim == 4:
+            shape = shape.contiguous(memory_format=layout)
+        fake = fakes[id(tensor)] = FakeTensor(mode, shape, CUDA)
+        meter.see(fake)
+        return fake
+
+    original = [*model.parameters(), *model.buffers()]  # keeps their ids from being used again
+    with _replaced_parameters():
+        model._apply(pretend)
+    batch = torch.empty(work.batch_size, *work.input_shape, device="meta")
+    inputs = pretend(batch)
+    with mode, meter, FusedAttention():
+        step = _step(case, model, inputs, dtype, pretend)
+        fakes.clear()
+        step()
+        step()
+        before = meter.allocator.allocated
+        meter.allocator.reset_peaks()
+        step()
+    held = [*model.parameters(), *model.buffers()]
+    del original, batch
+    allocator = meter.allocator
+    return Prediction(
+        sum(t.nbytes for t in held), before, allocator.peak_allocated, allocator.peak_reserved
+    )
+
+
+class Meter(TorchDispatchMode):
+    """Allocates each storage on the device as it appears, and releases it as it dies.
+
+    Args:
+        allocator: counts.
+        workspace: bytes that the first product allocates for good; the first one of the backward
+            again, since it has a thread and a cuBLAS handle of its own.
+    """
+
+    def __init__(self, allocator: CachingAllocator, workspace: int) -> None:
+        super().__init__()
+        self.allocator = allocator
+        self._workspace = workspace
+        self._handles: set[bool] = set()
+        self._seen: Any = WeakIdKeyDictionary(ref_type=weakref.ref)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator and look at what it returns."""
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS and torch.is_grad_enabled() not in self._handles:
+            self._handles.add(torch.is_grad_enabled())
+            self.allocator.allocate(self._workspace)
+        inside = [self.allocator.allocate(size) for size in _copied(func, args)]
+        answer = ANSWERS.get(func)
+        out = NotImplemented if answer is None else answer(*args, **kwargs or {})
+        if out is NotImplemented:
+            out = func(*args, **kwargs or {})
+        for tensor in tree_leaves(out):
+            self.see(tensor)
+        for block in inside:
+            self.allocator.release(block)
+        return out
+
+    def see(self, tensor: Any) -> None:
+        """Count the storage of a tensor on the device."""
+        if not isinstance(tensor, FakeTensor) or tensor.device.type != "cuda":
+            return
+        storage = tensor.untyped_storage()
+        if storage in self._seen or not storage.nbytes():
+            return
+        block = self.allocator.allocate(storage.nbytes())
+        self._seen[storage] = True
+        weakref.finalize(storage, self.allocator.release, block).atexit = False
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention by the kernels that torch takes on a GPU; without one it would spell it out."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Replace calls of scaled_dot_product_attention, and nothing else."""
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _attention(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def _attention(  # noqa: PLR0917 - as the function that it stands for
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> torch.Tensor:
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        q, k, v = (t.to(dtype) for t in (q, k, v))
+        attn_mask = attn_mask if attn_mask is None else attn_mask.to(dtype)
+    width, half, scale = q.shape[-1], q.dtype != torch.float32, options.get("scale")
+    if width % (8 if half else 4) or options.get("enable_gqa") or q.ndim != 4:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            spelled_out = torch._C._nn.scaled_dot_product_attention
+            return spelled_out(q, k, v, attn_mask, dropout_p, is_causal, **options)
+    if half and attn_mask is None and width <= 256:
+        out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)
+        return out[0]
+    if attn_mask is not None:
+        short = -attn_mask.shape[-1] % 16  # the kernel reads rows of whole vectors
+        if short:
+            padded = torch.nn.functional.pad(attn_mask, (0, short))
+            attn_mask = padded[..., : attn_mask.shape[-1]]
+        attn_mask = attn_mask.expand(*q.shape[:2], q.shape[2], k.shape[2])
+    trained = q.requires_grad or k.requires_grad or v.requires_grad
+    out = aten._scaled_dot_product_efficient_attention(
+        q, k, v, attn_mask, torch.is_grad_enabled() and trained, dropout_p, is_causal, scale=scale
+    )
+    return out[0]
+
+
+def _copied(func: Any, args: Sequence[Any]) -> Iterator[int]:
+    """Bytes of each tensor that an operator copies, because its kernels want another layout."""
+    for place in CONTIGUOUS.get(func.overloadpacket.__name__, ()):
+        if not args[place].is_contiguous():
+            yield args[place].nbytes
+    if func is aten.convolution.default:
+        tensors, images, weights, rest = args[:2], args[0], args[1], args[3:9]
+    elif func is aten.convolution_backward.default:
+        tensors, images, weights, rest = args[:3], args[1], args[2], args[4:10]
+    else:
+        return
+    if images.ndim != 4:
+        return
+    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    options = dict(zip(names, rest, strict=True))
+    kernels = torch._C._select_conv_backend(images, weights, bias=None, **options)
+    layout = torch._C._conv_determine_backend_memory_format(images, weights, kernels)
+    if len(images) == 1 and options["groups"] == images.shape[1] > 1:
+        layout = torch.contiguous_format  # torch's own kernels, which it takes on a GPU alone
+    for tensor in tensors:
+        if not tensor.is_contiguous(memory_format=layout):
+            yield tensor.nbytes
+
+
+def _sampled(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    return images.new_empty((*images.shape[:2], *grid.shape[1:3]))
+
+
+def _sampled_back(images: torch.Tensor, grid: torch.Tensor, _: torch.Tensor) -> Any:
+    return torch.empty_like(images), torch.empty_like(grid)
+
+
+def _number(tensor: torch.Tensor) -> float | int:
+    return 1.0 if tensor.is_floating_point() else 1
+
+
+def _nonzero(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.new_empty((1, tensor.ndim), dtype=torch.int64)
+
+
+def _unique(tensor: torch.Tensor, *_: Any, **__: Any) -> Any:
+    counts = tensor.new_empty(1, dtype=torch.int64)
+    return tensor.new_empty(1), torch.empty_like(tensor, dtype=torch.int64), counts
+
+
+def _masked(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Any:
+    if not any(map(_is_mask, indices)):
+        return NotImplemented
+    taken = sum(index.ndim if _is_mask(index) else 1 for index in indices)
+    return tensor.new_empty((1, *tensor.shape[taken:]))
+
+
+# Answers of operators that torch cannot run without data: numbers are one, and one was found.
+ANSWERS: dict[Any, Callable[..., Any]] = {
+    aten.cudnn_grid_sampler.default: _sampled,
+    aten.cudnn_grid_sampler_backward.default: _sampled_back,
+    aten._local_scalar_dense.default: _number,
+    aten.nonzero.default: _nonzero,
+    aten._unique2.default: _unique,
+    aten.index.Tensor: _masked,
+}
+
+
+def _is_mask(index: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _step(
+    case: Case,
+    model: torch.nn.Module,
+    inputs: torch.Tensor,
+    dtype: torch.dtype,
+    pretend: Callable[[Any], Any],
+) -> Callable[[], Any]:
+    work = case.workload
+
+    def autocast() -> contextlib.AbstractContextManager[None]:
+        return _autocast(dtype) if work.amp else contextlib.nullcontext()
+
+    if work.mode == "inference":
+
+        def infer() -> None:
+            with torch.no_grad(), autocast():
+                model(inputs)
+
+        return infer
+    return TrainStep(case, model, inputs, autocast, lambda: None, backward=backward, to=pretend)
+
+
+@torch.no_grad()
+def backward(loss: torch.Tensor) -> None:
+    """Go back through the graph of a loss, node by node, as autograd's engine orders them.
+
+    The engine itself asks the CUDA driver for its devices. Nodes run when all gradients of their
+    outputs have arrived, the latest of the forward first, and are forgotten, with what they had
+    saved, once they have run.
+    """
+    root: Any = loss.grad_fn
+    assert root is not None  # noqa: S101 - a loss of parameters has one
+    waiting: collections.Counter[Any] = collections.Counter()
+    todo: list[Any] = [root]
+    known: set[Any] = {root}
+    while todo:
+        for node, _ in todo.pop().next_functions:
+            if node is not None:
+                waiting[node] += 1
+                if node not in known:
+                    known.add(node)
+                    todo.append(node)
+    del known, todo
+    arrived: dict[Any, dict[int, torch.Tensor]] = {root: {0: torch.ones_like(loss)}}
+    ready: list[Any] = [root]
+    del root
+    loss.detach_()  # would hold the whole graph
+    while ready:
+        node = ready.pop(max(range(len(ready)), key=lambda i: _priority(ready[i])))
+        gradients = arrived.pop(node)
+        outputs = len(node._input_metadata)
+        found = node(*(gradients.get(i) for i in range(outputs)))
+        del gradients
+        found = found if isinstance(found, tuple) else (found,)
+        following = node.next_functions
+        node = later = gradient = None
+        for (later, place), gradient in zip(following, found, strict=False):
+            if later is None:
+                continue
+            if gradient is not None:
+                expected = later._input_metadata[place]
+                fitted = gradient.sum_to_size(expected.shape).to(expected.dtype)
+                slots = arrived.setdefault(later, {})
+                slots[place] = slots[place] + fitted if place in slots else fitted
+                del fitted
+            waiting[later] -= 1
+            if not waiting[later]:
+                del waiting[later]
+                if later in arrived:
+                    ready.append(later)
+        del found, following
+        later = gradient = None
+
+
+def _priority(node: Any) -> int:
+    """Gradients of parameters at once, then what the forward did last."""
+    return 2**63 if "AccumulateGrad" in node.name() else node._sequence_nr()
+
+
+@contextlib.contextmanager
+def _replaced_parameters() -> Iterator[None]:
+    """Let modules take new parameters where they are converted, not new data of the old ones."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+@contextlib.contextmanager
+def _autocast(dtype: torch.dtype) -> Iterator[None]:
+    """As `torch.autocast("cuda", dtype)`, which switches itself off where there is no GPU."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", dtype)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])

@@ -1,0 +1,101 @@
+"""Predicted memory against torch's own allocator on the simulated runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datbench.device import MIB
+from zoo.spec import BLOCKS
+
+HERE = Path(__file__).parent
+BACKBONES = ["dat", "dat_pp", "swin", "pvt", "pvt_v2_b0"]
+DETECTORS = ["yolov8n", *(f"yolov8n+{name}" for name, spec in BLOCKS.items() if spec.any_size)]
+KINDS = ("allocated", "reserved")
+WORKLOADS = {
+    "inference": ({}, 0.01),
+    "inference, batch 8": ({"batch_size": 8}, 0.01),
+    "inference, amp": ({"batch_size": 8, "amp": True}, 0.01),
+    "inference, bfloat16": ({"dtype": "bfloat16"}, 0.01),
+    "training": ({"mode": "train", "batch_size": 2}, 0.03),
+    "training, amp": ({"mode": "train", "batch_size": 2, "amp": True}, 0.03),
+    "training, sgd": ({"mode": "train", "batch_size": 2, "optimizer": "sgd"}, 0.03),
+}
+
+
+def datbench(*arguments):
+    """Run the command line on this machine as it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "datbench", *map(str, arguments)],
+        env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def as_options(workload):
+    for name, value in workload.items():
+        yield f"--{name.replace('_', '-')}"
+        if value is not True:
+            yield value
+
+
+@pytest.mark.parametrize("models", [BACKBONES, DETECTORS], ids=["backbones", "detectors"])
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_what_is_predicted_is_what_torch_allocates(simulator, models, workload):
+    options, tolerance = WORKLOADS[workload]
+    asked = json.dumps({"models": models, **options})
+    simulated = simulator.python(
+        HERE / "measure.py", asked, PYTHONPATH=HERE, scalar_reads=1
+    ).lines()
+    predicted = datbench("predict", *models, *as_options(options), "--format", "json")
+    off = {}
+    for ours, theirs in zip(predicted, simulated, strict=True):
+        assert ours["model"] == theirs["model"]
+        allocated, reserved = (ours[f"predicted_peak_{what}_mib"] for what in KINDS)
+        ratio = allocated * MIB / theirs["torch_allocated"]
+        print(
+            f"| {ours['model']} | {workload} | {allocated:.1f} | "
+            f"{theirs['torch_allocated'] / MIB:.1f} | {ratio - 1:+.2%} | {reserved:.0f} | "
+            f"{theirs['torch_reserved'] / MIB:.0f} |"
+        )
+        if abs(ratio - 1) > tolerance:
+            off[ours["model"]] = f"{ratio - 1:+.2%}"
+    assert off == {}
+
+
+def test_the_largest_batch_that_is_predicted_fits_and_one_of_a_few_more_does_not(simulator):
+    rows = datbench("fit", "pvt_v2_b0", "--memory", "1GiB", "--format", "json")
+    assert [row["mode"] for row in rows] == ["inference", "train-adamw"]
+    for row in rows:
+        batch = row["largest_batch"]
+        assert row["peak_reserved_mib"] <= 1024
+        settings = {"PYTHONPATH": HERE, "mem_total": "1G"}
+        asked = {"models": ["pvt_v2_b0"], "mode": row["mode"].partition("-")[0]}
+        for size, fits in ((int(0.97 * batch), True), (int(1.05 * batch) + 1, False)):
+            command = [HERE / "measure.py", json.dumps({**asked, "batch_size": size})]
+            ran = simulator.run(sys.executable, *command, **settings)
+            assert (ran.process.returncode == 0) == fits, (row, size, ran.process.stderr[-500:])
+
+
+def test_the_largest_batch_is_found_on_the_device(simulator):
+    ran = simulator.datbench(
+        "fit", "block:ema", "--input", "64x40x40", "--device", "cuda", "--memory", "256MiB",
+        "--format", "json",
+    )  # fmt: skip
+    assert ran.process.returncode == 0, ran.process.stderr
+    rows = json.loads(ran.process.stdout)
+    assert [row["source"] for row in rows] == ["measured"] * 2
+    inference, training = (row["largest_batch"] for row in rows)
+    assert inference > training > 1
+    assert all(row["peak_reserved_mib"] <= 256 for row in rows)
+    predicted = datbench(
+        "fit", "block:ema", "--input", "64x40x40", "--memory", "256MiB", "--format", "json"
+    )
+    for row, other in zip(rows, predicted, strict=True):
+        assert row["largest_batch"] == pytest.approx(other["largest_batch"], rel=0.05)
