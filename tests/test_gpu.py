@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import subprocess
 import sys
 
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 import zoo
-from datbench.device import count_cuda_devices, open_device
-from datbench.metrics.latency import time_modules
+from datbench.device import MIB, count_cuda_devices, open_device
+from datbench.metrics.latency import time_modules, time_slot, warm_up
+from datbench.metrics.memory import memory
 from datbench.plan import make_plan
+from datbench.prediction import predict
 from datbench.records import Workload
 from datbench.trial import build_trial
 from zoo.spec import BLOCKS
@@ -97,3 +101,36 @@ def test_a_comparison_fills_the_columns_of_a_gpu(tmp_path):
     for column in ("host_ms_median", "peak_reserved_mib", "cuda", "cudnn", "driver"):
         assert frame[column].notna().all(), column
     assert (frame["device"] == "cuda:0").all()
+
+
+@pytest.mark.parametrize("options", [{}, {"amp": True}, {"optimizer": "sgd"}])
+@pytest.mark.parametrize("name", ["dat", "swin", "yolov8n+dat", "yolov10n"])
+def test_a_training_step_is_timed_in_parts(name, options):
+    plan = make_plan([name], device="cuda", batch_size=2, mode="train", **options)
+    trial = build_trial(plan.cases[0])
+    warm_up(trial)
+    slot = time_slot(trial, 5)
+    parts = sum(statistics.median(times) for times in slot.parts_ms.values())
+    assert parts == pytest.approx(statistics.median(slot.latency_ms), rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["inference", "train"])
+@pytest.mark.parametrize("name", ["dat", "dat_pp", "swin", "pvt", "yolov8n", "yolov8n+dat"])
+def test_memory_is_about_what_was_predicted(name, mode):
+    options = {"batch_size": 8, "mode": mode, "cudnn_benchmark": False}
+    case = make_plan([name], device="cuda", **options).cases[0]
+    found = {m.name: m.value for m in memory(build_trial(case))}
+    predicted = predict(case).peak_allocated / MIB
+    assert found["peak_allocated_mib"] > 0.97 * predicted
+    # Above it are cuDNN's workspaces, and cuBLAS's where it takes more than 8 MiB.
+    assert found["peak_allocated_mib"] < 1.3 * predicted + 64
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(tmp_path):
+    command = [sys.executable, "-m", "datbench", "fit", "pvt_v2_b0", "--device", "cuda"]
+    command += ["--memory", "1GiB", "--format", "json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(done.stdout):
+        assert row["source"] == "measured"
+        assert 512 < row["peak_reserved_mib"] <= 1024
