@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+from datbench.pool import KEEPING
 from datbench.runner import host_facts
 from datbench.schedule import round_order
 from datbench.stats import median_interval, round_difference
@@ -54,7 +55,7 @@ def compare(model: str, rounds: int, hog: bool) -> dict[str, dict[str, object]]:
         environment = {k: v for k, v in os.environ.items() if k[:4] not in ("OMP_", "GOMP")}
         worker = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", WORKER, model],
-            env=environment | POLICIES[name] | {"YOLO_VERBOSE": "False"},
+            env=environment | KEEPING | POLICIES[name] | {"YOLO_VERBOSE": "False"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -128,11 +128,11 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, allocator: CachingAllocator, workspace: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self._workspace = workspace
         self._handles: set[bool] = set()
-        self._seen: Any = WeakIdKeyDictionary(ref_type=weakref.ref)  # type: ignore[no-untyped-call]
+        self._seen: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
 
     def __torch_dispatch__(
         self,

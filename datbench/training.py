@@ -119,7 +119,8 @@ def _detection_loss(
 ) -> torch.Tensor:
     from ultralytics.cfg import get_cfg
 
-    if not hasattr(model, "criterion"):
-        model.args = get_cfg()  # type: ignore[assignment] # gains of the parts of the loss
-    parts, _ = model.loss({"img": inputs, **targets})
+    detector: Any = model
+    if getattr(detector, "criterion", None) is None:
+        detector.args = get_cfg()  # gains of the parts of the loss
+    parts, _ = detector.loss({"img": inputs, **targets})
     return parts.sum()

@@ -736,9 +736,11 @@ cudaError_t cudaMalloc(void **address, size_t size) {
     add(N_ooms, 1);
     return fail(cudaErrorMemoryAllocation);
   }
-  void *made = mmap(NULL, rounded ? rounded : unit, PROT_READ | PROT_WRITE,
+  static char *next = (char *)0x200000000000; /* addresses go up, as on a device */
+  void *made = mmap(next, rounded ? rounded : unit, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   REQUIRE(made != MAP_FAILED, cudaErrorMemoryAllocation);
+  next = (char *)made + (rounded + (4 << 20)) / (2 << 20) * (2 << 20);
   charge(current, (int64_t)rounded);
   remember((Allocation){made, rounded, rounded ? rounded : unit, current});
   *address = made;
