@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datbench.device import MIB
-from zoo.spec import BLOCKS
+from zoo.spec import BLOCKS, MODELS
 
 HERE = Path(__file__).parent
 BACKBONES = ["dat", "dat_pp", "swin", "pvt", "pvt_v2_b0"]
@@ -48,6 +48,17 @@ def as_options(workload):
 @pytest.mark.parametrize("models", [BACKBONES, DETECTORS], ids=["backbones", "detectors"])
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_what_is_predicted_is_what_torch_allocates(simulator, models, workload):
+    check(simulator, models, workload)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({spec.family for spec in MODELS.values()}))
+@pytest.mark.parametrize("workload", ["inference", "training"])
+def test_every_size_is_predicted(simulator, family, workload):
+    check(simulator, [name for name, spec in MODELS.items() if spec.family == family], workload)
+
+
+def check(simulator, models, workload):
     options, tolerance = WORKLOADS[workload]
     asked = json.dumps({"models": models, **options})
     simulated = simulator.python(
