@@ -290,7 +290,8 @@ def profile(
         return
     if rigorous or budget is not None or options["mode"] == "train":
         raise UserError(
-            "--rigorous, --budget and --mode train are for measuring; leave them out of a count"
+            "--rigorous and --budget are for measuring, and so is --mode train; leave them out of "
+            "a count"
         )
     del options["results"]
     _break_down(models, by_op, depth, time_modules, **options)

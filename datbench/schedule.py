@@ -80,6 +80,7 @@ def pair_rounds(least: int, setup_s: float, timed_s: float, untimed_s: float) ->
         setup_s: what starting, building and warming up the models took.
         timed_s, untimed_s: of one round.
     """
+    untimed_s += REDONE_SHARE * (timed_s + untimed_s)  # as much as may be redone
     gain = (1 - TIMED_SHARE) * timed_s - TIMED_SHARE * untimed_s
     wanted = TIMED_SHARE * setup_s / gain if gain > 0 else MOST_ROUNDS
     return max(least, min(MOST_ROUNDS, math.ceil(wanted)))
