@@ -80,8 +80,8 @@ class Device(Protocol):
     def between(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
         """Milliseconds between pairs of marks, once the device has come that far."""
 
-    def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
-        """Run `step` once and measure the memory that it needs beside what is resident."""
+    def memory(self, step: Step, resident: int) -> Iterator[Measurement]:
+        """Run `step` once and measure the memory that it needs; `resident` bytes were there before."""
 
     def limit_memory(self, limit: int | None) -> None:
         """Let torch take no more than so many bytes of the device."""
@@ -174,7 +174,7 @@ class CpuDevice:
         """Take the differences."""
         return [(end - start) / 1e6 for start, end in marks]
 
-    def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
+    def memory(self, step: Step, resident: int) -> Iterator[Measurement]:
         """Measure the peak of live tensor bytes by the allocator's events, and peak RSS.
 
         `peak_allocated_mib` counts like CUDA's caching allocator: what is resident, and on top
@@ -183,9 +183,8 @@ class CpuDevice:
         _reset_peak_rss()
         step()
         rss = _peak_rss()
-        before = sum(t.nbytes for t in resident)
         peak, change = _allocation(step)
-        yield from _allocated(before, before + peak, before + change)
+        yield from _allocated(resident, resident + peak, resident + change)
         yield Measurement("rss_peak_mib", rss / MIB)
 
     def read(self) -> gauges.Readings:
@@ -311,7 +310,7 @@ class CudaDevice:
         self._torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in marks]
 
-    def memory(self, step: Step, resident: Sequence[torch.Tensor]) -> Iterator[Measurement]:
+    def memory(self, step: Step, resident: int) -> Iterator[Measurement]:
         """Read the caching allocator's peaks over one step, and the driver's figure for us."""
         del resident  # the allocator holds it already
         cuda = self._torch.cuda

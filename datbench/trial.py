@@ -36,10 +36,11 @@ class Trial:
     step: Callable[[], Any]
     device: Device
 
-    def resident(self) -> list[torch.Tensor]:
-        """Tensors that stay between two steps."""
+    def resident_bytes(self) -> int:
+        """Bytes of the tensors that stay between two steps."""
         kept = [*self.model.parameters(), *self.model.buffers(), self.inputs]
-        return kept + (self.step.resident() if isinstance(self.step, TrainStep) else [])
+        kept += self.step.resident() if isinstance(self.step, TrainStep) else []
+        return sum(tensor.nbytes for tensor in kept)
 
     def forget_parts(self) -> None:
         """Drop the marks of the steps so far."""

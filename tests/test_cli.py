@@ -57,7 +57,7 @@ def call(tmp_path, monkeypatch):
         ("compare --models dat --quick --rigorous", "exclude each other"),
         ("compare", "Missing option '--models'"),
         ("compare --models", "'--models' requires an argument"),
-        ("compare --modles dat", "Did you mean '--models'?"),
+        ("compare --modles dat", "Did you mean one of: '--mode', '--models'?"),
         ("profile", "Missing argument"),
         ("profile block:dat", "--input 256x20x20"),
         ("export-report", "no run under results"),

@@ -83,6 +83,9 @@ class FakeCuda:
     def reset_peak_memory_stats(self):
         self.log.append("reset")
 
+    def memory_allocated(self):
+        return 2**20
+
     def max_memory_allocated(self):
         return 3 * 2**20
 
@@ -159,7 +162,7 @@ def test_a_cold_cache_is_overwritten_before_each_iteration_and_outside_its_time(
 def test_memory_is_the_allocators_over_one_step(cuda, monkeypatch):
     device = CudaDevice("cuda:0")
     monkeypatch.setattr(device._gauge, "process_bytes", lambda: 512 * 2**20)
-    found = {m.name: m.value for m in device.memory(lambda: cuda.log.append("step"), [])}
+    found = {m.name: m.value for m in device.memory(lambda: cuda.log.append("step"), 0)}
     assert found["peak_allocated_mib"] == 3
     assert found["peak_reserved_mib"] == 20
     assert found["process_memory_mib"] == 512.0

@@ -57,7 +57,7 @@ def test_memory_is_the_allocators_own_figure(device):
     resident = torch.zeros(2**20, device="cuda")
     before = torch.cuda.memory_allocated()
     step = lambda: torch.zeros(2**22, device="cuda")  # noqa: E731 - a step is a callable
-    found = {m.name: m.value for m in device.memory(step, [resident])}
+    found = {m.name: m.value for m in device.memory(step, resident.nbytes)}
     assert found["peak_allocated_mib"] * 2**20 == before + 2**24
     assert found["peak_reserved_mib"] >= found["peak_allocated_mib"]
 

@@ -36,7 +36,7 @@ def chain():
     ],
 )
 def test_peak_is_the_most_alive_at_once(step, peak_mib):
-    resident = [mib(7)]
+    resident = 7 * MIB
     found = {m.name: m.value for m in CpuDevice().memory(step, resident)}
     assert found["peak_allocated_mib"] == pytest.approx(7 + peak_mib, abs=1e-3)
 
@@ -88,7 +88,7 @@ def test_networks_by_hand(make, shape, weights, widest):
 
 def test_what_a_step_leaves_behind_shows():
     kept = []
-    found = {m.name: m.value for m in CpuDevice().memory(lambda: kept.append(mib(2)), [mib(5)])}
+    found = {m.name: m.value for m in CpuDevice().memory(lambda: kept.append(mib(2)), 5 * MIB)}
     assert found["allocated_before_mib"] == 5
     assert found["allocated_after_mib"] == pytest.approx(7, abs=1e-3)
 
@@ -98,8 +98,8 @@ def test_resident_memory_peaks_with_a_large_tensor():
         return torch.ones(512 * MIB // 4).sum()
 
     device = CpuDevice()
-    small = {m.name: m.value for m in device.memory(lambda: None, [])}["rss_peak_mib"]
-    large = {m.name: m.value for m in device.memory(step, [])}["rss_peak_mib"]
+    small = {m.name: m.value for m in device.memory(lambda: None, 0)}["rss_peak_mib"]
+    large = {m.name: m.value for m in device.memory(step, 0)}["rss_peak_mib"]
     assert large - small > 400  # the kernel counts in batches on each core, and may be behind
 
 

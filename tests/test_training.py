@@ -76,7 +76,7 @@ def test_boxes_on_the_photographs_lie_in_the_letterboxed_image():
     work = Workload(device="cpu", input_shape=(3, 320, 640), batch_size=3)
     targets = load_targets(work, "detect")
     counts = [len(boxes) for boxes in BOXES.values()]
-    assert targets["batch_idx"].bincount().tolist() == [*counts, counts[0]]
+    assert targets["batch_idx"].long().bincount().tolist() == [*counts, counts[0]]
     centre, size = targets["bboxes"][:, :2], targets["bboxes"][:, 2:]
     assert (centre - size / 2 >= -1e-3).all()
     assert (centre + size / 2 <= 1 + 1e-3).all()

@@ -27,4 +27,4 @@ def memory(trial: Trial) -> Iterator[Measurement]:
     yield Measurement("weights_mib", sum(t.nbytes for t in weights) / MIB)
     trial.step()
     trial.forget_parts()
-    yield from trial.device.memory(trial.step, trial.resident())
+    yield from trial.device.memory(trial.step, trial.resident_bytes())
