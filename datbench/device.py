@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 SIMULATED = "Simulated"  # how the names of devices begin that only pretend to work
 REFERENCE_RUNS = 5
+MEASURED = "datbench: the step whose memory is measured"
 Step = Callable[[], Any]
 
 
@@ -81,7 +82,7 @@ class Device(Protocol):
         """Milliseconds between pairs of marks, once the device has come that far."""
 
     def memory(self, step: Step, resident: int) -> Iterator[Measurement]:
-        """Run `step` once and measure the memory that it needs; `resident` bytes were there before."""
+        """Measure the memory that `step` needs; `resident` bytes are there before it."""
 
     def limit_memory(self, limit: int | None) -> None:
         """Let torch take no more than so many bytes of the device."""
@@ -374,20 +375,28 @@ def _allocated(before: int, peak: int, after: int) -> Iterator[Measurement]:
 
 
 def _allocation(step: Step) -> tuple[int, int]:
-    """Bytes that one run of `step` allocated more than it freed: at most, and at its end."""
-    from torch.profiler import ProfilerActivity, profile
+    """Bytes that one run of `step` allocated more than it freed: at most, and at its end.
+
+    It is the second of two, because only what the profiler saw allocated does it see freed: the
+    gradients of the step before, for instance.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
+        with record_function(MEASURED):
+            step()
     inner = profiler.profiler
     events = [] if inner is None else inner.kineto_results.events()
+    start_ns = next((e.start_ns() for e in events if e.name() == MEASURED), 0)
     memory = sorted(
-        ((e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"),
+        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
     )
     live = peak = 0
-    for _, _, change in memory:
-        live += change
-        peak = max(peak, live)
+    for at_ns, _, change in memory:
+        if at_ns >= start_ns:
+            live += change
+            peak = max(peak, live)
     return peak, live
 
 

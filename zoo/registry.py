@@ -10,6 +10,7 @@ user's own file) registers through the same decorator when it is imported.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -17,6 +18,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -55,7 +57,12 @@ class Spec:
 
     def load(self) -> Any:
         """Return the function or class, importing its module if need be."""
-        return self.entry or getattr(importlib.import_module(self.module), self.attribute)
+        if self.entry is None and self.module not in sys.modules:
+            torch = sys.modules.get("torch")
+            # Tensors that the module makes are real, also where the model is built on "meta".
+            with torch.device("cpu") if torch is not None else contextlib.nullcontext():
+                importlib.import_module(self.module)
+        return self.entry or getattr(sys.modules[self.module], self.attribute)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse keyword arguments that the entry does not take.

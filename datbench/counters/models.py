@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +38,6 @@ def built_from(case: Case, *, fuse: bool = False) -> Build:
             if fuse:
                 model.fuse(verbose=False)  # type: ignore[operator]
             return model
-        for module in case.modules:  # what they make as they are imported must be real
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module)
         if not fuse:
             with contextlib.suppress(Exception), torch.device("meta"):
                 return case.build().eval()  # unless the builder looks at its weights
