@@ -825,7 +825,7 @@ static int on_device(const void *address) {
 }
 
 /* Values are meaningless on the device, so what decides the host's path is read as harmless: a
- * truth value as true, a count as the setting has it, any other number as zero. */
+ * truth value as true, a number as the integer that the setting has (a float is next to zero). */
 static void read_back(void *target, const void *source, size_t size) {
   if (size > 16) {
     memmove(target, source, size);
@@ -833,7 +833,7 @@ static void read_back(void *target, const void *source, size_t size) {
   }
   memset(target, 0, size);
   if (size == 1) *(char *)target = 1;
-  if (size == 8) *(int64_t *)target = (int64_t)SETTING(scalar_reads);
+  if (size == 4 || size == 8) *(int32_t *)target = (int32_t)SETTING(scalar_reads);
 }
 
 cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t size,

@@ -8,6 +8,7 @@ The options are those of `datbench.plan.make_plan`.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import statistics
@@ -31,6 +32,7 @@ def measure(case: Case) -> dict[str, object]:
     trial = build_trial(case)
     trial.device.warm_up_s = 0.05
     trial.step()  # what is allocated once is there from now on
+    gc.collect()  # as workers do
     before = torch.cuda.memory_allocated()
     warm_up(trial, 1.0)
     left_behind = torch.cuda.memory_allocated() - before

@@ -157,11 +157,17 @@ def test_without_a_device_the_error_takes_one_line(simulator, tmp_path):
     ]
 
 
-def test_a_training_step_is_timed_in_parts_and_runs_in_half_precision(simulator):
-    asked = {"models": ["swin", "yolov8n+dat"], "mode": "train", "batch_size": 2, "amp": True}
-    ran = simulator.python(
-        HERE / "measure.py", json.dumps(asked), PYTHONPATH=HERE, scalar_reads=1, **SLOW
-    )
+@pytest.mark.parametrize(
+    ("model", "options", "settings"),
+    [("swin", {"amp": True}, {}),
+     ("yolov8n+dat", {"amp": True, "dtype": "bfloat16"}, {"scalar_reads": 1})],
+)  # fmt: skip
+def test_a_training_step_is_timed_in_parts_and_runs_in_half_precision(
+    simulator, model, options, settings
+):
+    asked = json.dumps({"models": [model], "mode": "train", "batch_size": 2, **options})
+    settings = {"PYTHONPATH": HERE, **settings, **SLOW}
+    ran = simulator.python(HERE / "measure.py", asked, **settings)
     for found in ran.lines():
         busy_ms = found["step"]["busy_ns"] / 1e6
         assert found["latency_ms"] == pytest.approx(busy_ms, rel=0.02), found["model"]
