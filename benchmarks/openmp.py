@@ -34,7 +34,8 @@ POLICIES = {
 }
 MODELS = ("timm:mobilenetv3_small_100", "swin_tiny")
 WORKER = """
-import sys, json, torch
+import os, sys, json, torch
+os.environ.pop("OMP_WAIT_POLICY", None)  # libgomp has read it; datbench refuses some of its values
 from datbench.metrics.latency import time_slot, warm_up
 from datbench.plan import make_plan
 from datbench.schedule import slot_iterations

@@ -22,7 +22,7 @@ QUIET = {
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
 # Threads spin for some milliseconds before they sleep, as libgomp's do by default. Passive waiting
-# makes small models 2.5 times slower on a quiet machine: docs/decisions.md.
+# makes small models 2.4 times slower on a quiet machine: docs/decisions.md.
 WAITING = {"GOMP_SPINCOUNT": "300000"}
 # glibc keeps freed memory. By default it gives large blocks back to the kernel after each iteration
 # or not, as the heap of a process happens to lie: the same model takes once or twice its time.
