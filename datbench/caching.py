@@ -100,6 +100,14 @@ class CachingAllocator:
         """Let the peaks start from now."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
+    def empty_cache(self) -> None:
+        """Return segments that are free as a whole to the device."""
+        for free in self._free.values():
+            whole = [entry for entry in free if not (entry[2].before or entry[2].after)]
+            for entry in whole:
+                free.remove(entry)
+                self.reserved -= entry[0]
+
     def _best(self, size: int, small: bool) -> Block | None:
         free = self._free[small]
         place = bisect.bisect_left(free, size, key=lambda entry: entry[0])
@@ -111,21 +119,13 @@ class CachingAllocator:
         else:
             segment = LARGE_SEGMENT if size < LARGE else _up(size, LARGE_UNIT)
         if self.reserved + segment > self._limit:
-            self._give_back()
+            self.empty_cache()
         if self.reserved + segment > self._limit:
             raise OutOfMemory
         self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         self._end += segment + LARGE_UNIT  # segments never touch
         return Block(self._end - segment, segment, small)
-
-    def _give_back(self) -> None:
-        """Return segments that are free as a whole to the device."""
-        for free in self._free.values():
-            whole = [entry for entry in free if not (entry[2].before or entry[2].after)]
-            for entry in whole:
-                free.remove(entry)
-                self.reserved -= entry[0]
 
     def _keep(self, block: Block) -> None:
         bisect.insort(

@@ -75,7 +75,7 @@ def predict(case: Case, limit: float = math.inf, workspace: int = WORKSPACE) -> 
     work = case.workload
     torch.manual_seed(work.seed)
     model = case.build().train(work.mode == "train")
-    meter = Meter(CachingAllocator(limit), workspace)
+    meter = Meter(CachingAllocator(limit), workspace, work.cudnn_benchmark)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     dtype = getattr(torch, work.dtype)
     weights = torch.float32 if work.amp else dtype
@@ -125,12 +125,16 @@ class Meter(TorchDispatchMode):
         allocator: counts.
         workspace: bytes that the first product allocates for good; the first one of the backward
             again, since it has a thread and a cuBLAS handle of its own.
+        benchmark: whether torch lets cuDNN try its algorithms for each convolution that is new;
+            it empties the allocator's cache after that.
     """
 
-    def __init__(self, allocator: CachingAllocator, workspace: int) -> None:
+    def __init__(self, allocator: CachingAllocator, workspace: int, benchmark: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.allocator = allocator
         self._workspace = workspace
+        self._benchmark = benchmark
+        self._tried: set[str] = set()
         self._handles: set[bool] = set()
         self._seen: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
 
@@ -142,19 +146,22 @@ class Meter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run an operator and look at what it returns."""
-        name = func.overloadpacket.__name__
-        if name in PRODUCTS and torch.is_grad_enabled() not in self._handles:
-            self._handles.add(torch.is_grad_enabled())
-            self.allocator.allocate(self._workspace)
-        inside = [self.allocator.allocate(size) for size in _copied(func, args)]
+        convolution = Convolution.of(func, args)
+        inside = [self.allocator.allocate(size) for size in _copied(func, args, convolution)]
         answer = ANSWERS.get(func)
         out = NotImplemented if answer is None else answer(*args, **kwargs or {})
         if out is NotImplemented:
             out = func(*args, **kwargs or {})
         for tensor in tree_leaves(out):
             self.see(tensor)
+        product = func.overloadpacket.__name__ in PRODUCTS
+        if product and torch.is_grad_enabled() not in self._handles:
+            self._handles.add(torch.is_grad_enabled())
+            self.allocator.allocate(self._workspace)
         for block in inside:
             self.allocator.release(block)
+        if self._benchmark and convolution is not None and convolution.is_new(self._tried):
+            self.allocator.empty_cache()
         return out
 
     def see(self, tensor: Any) -> None:
@@ -219,28 +226,60 @@ def _attention(  # noqa: PLR0917 - as the function that it stands for
     return out[0]
 
 
-def _copied(func: Any, args: Sequence[Any]) -> Iterator[int]:
+def _copied(func: Any, args: Sequence[Any], convolution: Convolution | None) -> Iterator[int]:
     """Bytes of each tensor that an operator copies, because its kernels want another layout."""
     for place in CONTIGUOUS.get(func.overloadpacket.__name__, ()):
         if not args[place].is_contiguous():
             yield args[place].nbytes
-    if func is aten.convolution.default:
-        tensors, images, weights, rest = args[:2], args[0], args[1], args[3:9]
-    elif func is aten.convolution_backward.default:
-        tensors, images, weights, rest = args[:3], args[1], args[2], args[4:10]
-    else:
-        return
-    if images.ndim != 4:
-        return
-    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-    options = dict(zip(names, rest, strict=True))
-    kernels = torch._C._select_conv_backend(images, weights, bias=None, **options)
-    layout = torch._C._conv_determine_backend_memory_format(images, weights, kernels)
-    if len(images) == 1 and options["groups"] == images.shape[1] > 1:
-        layout = torch.contiguous_format  # torch's own kernels, which it takes on a GPU alone
-    for tensor in tensors:
-        if not tensor.is_contiguous(memory_format=layout):
-            yield tensor.nbytes
+    if convolution is not None:
+        for tensor in convolution.tensors:
+            if not tensor.is_contiguous(memory_format=convolution.layout):
+                yield tensor.nbytes
+
+
+class Convolution:
+    """How torch runs a convolution of images, or the backward of one.
+
+    Args:
+        func: the operator, for the key.
+        tensors: what it reads: the gradient of the output if it is a backward, images, weights.
+        options: stride, padding, dilation, transposed, output_padding and groups.
+    """
+
+    def __init__(
+        self, func: Any, tensors: Sequence[torch.Tensor], options: Mapping[str, Any]
+    ) -> None:
+        images, weights = tensors[-2:]
+        kernels = torch._C._select_conv_backend(images, weights, bias=None, **options)
+        self.tensors = tensors
+        self.layout = torch._C._conv_determine_backend_memory_format(images, weights, kernels)
+        cudnn = kernels.name in {"Cudnn", "CudnnTranspose"}
+        if len(images) == 1 and options["groups"] == images.shape[1] > 1:
+            # torch's own kernels, which it takes on a GPU alone
+            self.layout, cudnn = torch.contiguous_format, False
+        shapes = [(t.shape, t.dtype) for t in tensors]
+        self._key = repr((func, shapes, self.layout, options)) if cudnn else None
+
+    @classmethod
+    def of(cls, func: Any, args: Sequence[Any]) -> Convolution | None:
+        """Read it off the call of an operator, if it is one."""
+        if func is aten.convolution.default:
+            tensors, rest = args[:2], args[3:9]
+        elif func is aten.convolution_backward.default:
+            tensors, rest = args[:3], args[4:10]
+        else:
+            return None
+        if tensors[-2].ndim != 4:
+            return None
+        names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+        return cls(func, tensors, dict(zip(names, rest, strict=True)))
+
+    def is_new(self, known: set[str]) -> bool:
+        """Whether cuDNN runs it and none like it is known yet; it is from now on."""
+        if self._key is None or self._key in known:
+            return False
+        known.add(self._key)
+        return True
 
 
 def _sampled(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,7 @@ class Simulator:
             "SIMCUDA_SHARED": str(table),
             "SIMCUDA_VIRTUAL_CLOCK": "1",
             "PYTHONFAULTHANDLER": "1",
+            "TORCH_DISABLE_NATIVE_JIT": "1",  # kernels that Triton compiles need a real driver
             **{k if k.isupper() else f"SIMCUDA_{k.upper()}": str(v) for k, v in settings.items()},
         }
         words = [str(part) for part in command]

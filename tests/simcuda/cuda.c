@@ -1122,6 +1122,11 @@ typedef struct {
   unsigned instance, compute_instance;
 } NvmlProcess;
 
+typedef struct {
+  unsigned pid;
+  unsigned long long used;
+} NvmlProcessV1;
+
 static int physical(void *handle) { return (int)(intptr_t)handle - 1; }
 
 int nvmlInit_v2(void) { return NVML_SUCCESS; }
@@ -1188,6 +1193,18 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, NvmlP
   }
   *count = running;
   return running > room ? NVML_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+/* the first form, which torch asks when memory runs out */
+int nvmlDeviceGetComputeRunningProcesses(void *handle, unsigned *count, NvmlProcessV1 *found) {
+  NvmlProcess all[MOST_PROCESSES];
+  unsigned running = MOST_PROCESSES;
+  nvmlDeviceGetComputeRunningProcesses_v3(handle, &running, all);
+  for (unsigned i = 0; i < running && i < *count && found != NULL; i++)
+    found[i] = (NvmlProcessV1){all[i].pid, all[i].used};
+  int short_of = running > *count;
+  *count = running;
+  return short_of ? NVML_INSUFFICIENT_SIZE : NVML_SUCCESS;
 }
 
 static int64_t busy(void) {

@@ -51,7 +51,7 @@ def test_what_is_predicted_for_a_backbone_is_what_torch_allocates(simulator, wor
     check(simulator, BACKBONES, workload)
 
 
-@pytest.mark.parametrize("workload", [name for name in WORKLOADS if name.startswith("inference")])
+@pytest.mark.parametrize("workload", WORKLOADS)
 def test_what_is_predicted_for_a_detector_is_what_torch_allocates(simulator, workload):
     check(simulator, DETECTORS, workload)
 
