@@ -4,8 +4,8 @@ The step runs in torch's FakeTensorMode on a device that pretends to be CUDA. Ea
 appears is allocated, and released when it dies, in a model of torch's caching allocator
 (`datbench.caching`), which is read the way `datbench.metrics.memory` reads the real one: after a
 step that warms up. Added is cuBLAS's workspace, as torch allocates it with the first product.
-Not seen is what an operator allocates and frees inside itself: cuDNN's workspaces, copies that make
-an input contiguous, buffers of reductions; and CUDA's own context, some hundred MiB outside of
+Copies and buffers inside operators are added where they are known. Not seen are cuDNN's workspaces,
+buffers of reductions, and CUDA's own context, some hundred MiB outside of
 torch's allocator. docs/memory.md compares it with torch's allocator.
 """
 
@@ -32,7 +32,10 @@ from datbench.training import TrainStep
 
 CUDA = torch.device("cuda:0")
 WORKSPACE = 8_519_680  # bytes of cuBLAS: torch's default for GPUs before Hopper, 8320 KiB
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot")
+PRODUCTS = (
+    "mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "deform_conv2d",
+    "_deform_conv2d_backward",
+)  # fmt: skip
 CONTIGUOUS = {  # operators that copy what is not contiguous, and the places of such arguments
     "native_layer_norm": (0,),
     "native_layer_norm_backward": (0, 1),
@@ -147,22 +150,26 @@ class Meter(TorchDispatchMode):
     ) -> Any:
         """Run an operator and look at what it returns."""
         convolution = Convolution.of(func, args)
-        inside = [self.allocator.allocate(size) for size in _copied(func, args, convolution)]
+        inside = [self.allocator.allocate(size) for size in _inside(func, args, convolution)]
         answer = ANSWERS.get(func)
         out = NotImplemented if answer is None else answer(*args, **kwargs or {})
         if out is NotImplemented:
             out = func(*args, **kwargs or {})
         for tensor in tree_leaves(out):
             self.see(tensor)
-        product = func.overloadpacket.__name__ in PRODUCTS
-        if product and torch.is_grad_enabled() not in self._handles:
-            self._handles.add(torch.is_grad_enabled())
-            self.allocator.allocate(self._workspace)
+        if func.overloadpacket.__name__ in PRODUCTS:
+            self._first_product()
         for block in inside:
             self.allocator.release(block)
         if self._benchmark and convolution is not None and convolution.is_new(self._tried):
             self.allocator.empty_cache()
         return out
+
+    def _first_product(self) -> None:
+        """Allocate cuBLAS's workspace if there is none."""
+        if torch.is_grad_enabled() not in self._handles:
+            self._handles.add(torch.is_grad_enabled())
+            self.allocator.allocate(self._workspace)
 
     def see(self, tensor: Any) -> None:
         """Count the storage of a tensor on the device."""
@@ -226,15 +233,36 @@ def _attention(  # noqa: PLR0917 - as the function that it stands for
     return out[0]
 
 
-def _copied(func: Any, args: Sequence[Any], convolution: Convolution | None) -> Iterator[int]:
-    """Bytes of each tensor that an operator copies, because its kernels want another layout."""
-    for place in CONTIGUOUS.get(func.overloadpacket.__name__, ()):
+def _inside(func: Any, args: Sequence[Any], convolution: Convolution | None) -> Iterator[int]:
+    """Bytes of what an operator has for itself: most often copies that its kernels can read."""
+    name = func.overloadpacket.__name__
+    for place in CONTIGUOUS.get(name, ()):
         if not args[place].is_contiguous():
             yield args[place].nbytes
+    if name == "deform_conv2d":
+        images, weights, moves = args[:3]
+        yield from [weights.shape[0] * images.itemsize * _places(moves)] * 2  # sums, and a copy
+        yield _columns(images, weights, moves)
+    elif name == "_deform_conv2d_backward":
+        yield _columns(*args[1:4])
     if convolution is not None:
         for tensor in convolution.tensors:
             if not tensor.is_contiguous(memory_format=convolution.layout):
                 yield tensor.nbytes
+
+
+def _places(moves: torch.Tensor) -> int:
+    return len(moves) * moves.shape[2] * moves.shape[3]
+
+
+def _columns(images: torch.Tensor, weights: torch.Tensor, moves: torch.Tensor) -> int:
+    """Bytes of the sampled taps that torchvision's deformable convolution makes a matrix of.
+
+    It takes as many images at once as divide the batch, 32 at most.
+    """
+    at_once = max(n for n in range(1, 33) if len(images) % n == 0)
+    taps = images.shape[1] * weights.shape[2] * weights.shape[3]
+    return taps * _places(moves) // len(images) * at_once * images.itemsize
 
 
 class Convolution:
@@ -251,6 +279,8 @@ class Convolution:
     ) -> None:
         images, weights = tensors[-2:]
         kernels = torch._C._select_conv_backend(images, weights, bias=None, **options)
+        if kernels.name == "SlowDilated2d":
+            kernels = getattr(type(kernels), "Cudnn")  # noqa: B009 - absent from the stubs; which torch asks the GPU for, and there is none
         self.tensors = tensors
         self.layout = torch._C._conv_determine_backend_memory_format(images, weights, kernels)
         cudnn = kernels.name in {"Cudnn", "CudnnTranspose"}
@@ -335,7 +365,9 @@ def _step(
     work = case.workload
 
     def autocast() -> contextlib.AbstractContextManager[None]:
-        return _autocast(dtype) if work.amp else contextlib.nullcontext()
+        # casts of weights are kept until the end of the forward, but not in inference_mode
+        kept = work.mode == "train"
+        return _autocast(dtype, kept) if work.amp else contextlib.nullcontext()
 
     if work.mode == "inference":
 
@@ -376,11 +408,12 @@ def backward(loss: torch.Tensor) -> None:
         node = ready.pop(max(range(len(ready)), key=lambda i: _priority(ready[i])))
         gradients = arrived.pop(node)
         outputs = len(node._input_metadata)
-        found = node(*(gradients.get(i) for i in range(outputs)))
+        run = node if callable(node) else node.apply  # functions that are written in Python
+        found = run(*(gradients.get(i) for i in range(outputs)))
         del gradients
         found = found if isinstance(found, tuple) else (found,)
         following = node.next_functions
-        node = later = gradient = None
+        node = run = later = gradient = None
         for (later, place), gradient in zip(following, found, strict=False):
             if later is None:
                 continue
@@ -416,11 +449,13 @@ def _replaced_parameters() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _autocast(dtype: torch.dtype) -> Iterator[None]:
+def _autocast(dtype: torch.dtype, kept: bool) -> Iterator[None]:
     """As `torch.autocast("cuda", dtype)`, which switches itself off where there is no GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", dtype)
+    torch.set_autocast_cache_enabled(kept)
     torch.autocast_increment_nesting()
     try:
         yield
@@ -429,3 +464,4 @@ def _autocast(dtype: torch.dtype) -> Iterator[None]:
             torch.clear_autocast_cache()
         torch.set_autocast_enabled("cuda", before[0])
         torch.set_autocast_dtype("cuda", before[1])
+        torch.set_autocast_cache_enabled(cached)
