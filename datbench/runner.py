@@ -92,7 +92,7 @@ class Arm:
         """Keep what went wrong; the model is not asked again."""
         self.error = str(error)
         if self.error.startswith("out of memory"):
-            self.warnings.append(f"oom: {self.error}")
+            self.warnings.append("oom: the device has too little memory for it")
 
     @contextlib.contextmanager
     def spending(self, what: str) -> Iterator[None]:

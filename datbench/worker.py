@@ -48,7 +48,8 @@ def answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str
         return "fault", str(error)
     except Exception as error:  # noqa: BLE001 - a model may raise anything; it must not end the run
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            return "fault", f"out of memory: {first_line(error)}"
+            told = first_line(error).removeprefix("CUDA out of memory. ")
+            return "fault", f"out of memory: {told.partition(' Of the allocated memory')[0]}"
         traceback.print_exc()
         return "fault", f"{type(error).__name__}: {first_line(error)}"
 
