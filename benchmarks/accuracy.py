@@ -2,6 +2,7 @@ r"""How often `datbench compare` is right on this machine, against what common s
 
     python benchmarks/accuracy.py run quiet 0 --count 100
     python benchmarks/accuracy.py run load 3 --count 40
+    python benchmarks/accuracy.py run quiet 3 --count 20 --tier rigorous
     python benchmarks/accuracy.py summary
     datbench compare --models 'benchmarks/accuracy.py:net[of=swin]' \
         'benchmarks/accuracy.py:net[of=swin,slower=5]'
@@ -93,7 +94,7 @@ def condition(name: str, seed: int) -> Iterator[None]:
         load.wait()
 
 
-def measured(slower: float, seed: int) -> dict[str, Any]:
+def measured(slower: float, seed: int, tier: str) -> dict[str, Any]:
     """Compare with datbench, as a user would."""
     import datbench
 
@@ -102,8 +103,9 @@ def measured(slower: float, seed: int) -> dict[str, Any]:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as results:
         record = datbench.compare(
-            [name, other], device="cpu", img_size=224, image="noise", seed=seed, results=results
-        )[1]
+            [name, other], device="cpu", img_size=224, image="noise", seed=seed, results=results,
+            rigorous=tier == "rigorous",
+        )[1]  # fmt: skip
     compared = record.comparison
     if compared is None:
         raise SystemExit(f"the comparison failed: {record.error}")
@@ -144,7 +146,7 @@ def sequential(slower: float) -> dict[str, Any]:
     }
 
 
-def run(name: str, slower: float, count: int) -> None:
+def run(name: str, slower: float, count: int, tier: str) -> None:
     """Add so many comparisons to the file."""
     import torch
 
@@ -162,17 +164,18 @@ def run(name: str, slower: float, count: int) -> None:
             line = {
                 "condition": name,
                 "slower_percent": slower,
+                "tier": tier,
                 "seed": seed,
                 "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "sequential": sequential(slower),
-                "datbench": measured(slower, seed),
+                "datbench": measured(slower, seed, tier),
                 "environment": host_facts(),
             }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         ours = line["datbench"]
         print(
-            f"{seed} {name} {slower:g}%: {ours['verdict']} {ours['ratio']:.4f} "
+            f"{seed} {name} {slower:g}% {tier}: {ours['verdict']} {ours['ratio']:.4f} "
             f"[{ours['lo']:.4f}, {ours['hi']:.4f}] {ours['pairs']} pairs {ours['seconds']:.0f} s "
             f"{' '.join(ours['flags'])}; sequential {line['sequential']['ratio']:.4f}",
             flush=True,
@@ -180,26 +183,30 @@ def run(name: str, slower: float, count: int) -> None:
 
 
 def summary() -> None:
-    """Count verdicts by condition and slowdown."""
+    """Count verdicts by condition, tier and slowdown."""
     lines = [json.loads(text) for text in (FOLDER / "comparisons.jsonl").read_text().splitlines()]
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = collections.defaultdict(list)
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = collections.defaultdict(list)
     for line in lines:
-        groups[line["condition"], line["slower_percent"]].append(line)
+        groups[line["condition"], line["tier"], line["slower_percent"]].append(line)
     found = [
         {
             "condition": condition_,
+            "tier": tier,
             "slower_percent": slower,
             "comparisons": len(group),
             "datbench": counted([line["datbench"] for line in group], slower),
             "sequential": counted([line["sequential"] for line in group], slower),
         }
-        for (condition_, slower), group in sorted(groups.items(), reverse=True)
+        for (condition_, tier, slower), group in sorted(groups.items(), reverse=True)
     ]
     environments = {json.dumps(line["environment"], sort_keys=True) for line in lines}
     content = {"environments": [json.loads(e) for e in sorted(environments)], "found": found}
     (FOLDER / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
     for row in found:
-        print(f"{row['condition']}, {row['slower_percent']:g} % slower, n = {row['comparisons']}")
+        print(
+            f"{row['condition']}, {row['tier']}, {row['slower_percent']:g} % slower, "
+            f"n = {row['comparisons']}"
+        )
         for method in ("datbench", "sequential"):
             print(f"  {method:10} {json.dumps(row[method])}")
 
@@ -243,10 +250,11 @@ def main() -> None:
     running.add_argument("condition", choices=["quiet", "load"])
     running.add_argument("slower", type=float, help="percent")
     running.add_argument("--count", type=int, default=100)
+    running.add_argument("--tier", choices=["default", "rigorous"], default="default")
     commands.add_parser("summary")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.condition, arguments.slower, arguments.count)
+        run(arguments.condition, arguments.slower, arguments.count, arguments.tier)
     else:
         summary()
 
