@@ -5,8 +5,8 @@ appears is allocated, and released when it dies, in a model of torch's caching a
 (`datbench.caching`), which is read the way `datbench.metrics.memory` reads the real one: after a
 step that warms up. Added is cuBLAS's workspace, as torch allocates it with the first product.
 Copies and buffers inside operators are added where they are known. Not seen are cuDNN's workspaces,
-buffers of reductions, and CUDA's own context, some hundred MiB outside of
-torch's allocator. docs/memory.md compares it with torch's allocator.
+buffers of reductions, and CUDA's own context, some hundred MiB outside of torch's allocator.
+docs/memory.md compares it with torch's allocator.
 """
 
 from __future__ import annotations
@@ -280,7 +280,8 @@ class Convolution:
         images, weights = tensors[-2:]
         kernels = torch._C._select_conv_backend(images, weights, bias=None, **options)
         if kernels.name == "SlowDilated2d":
-            kernels = getattr(type(kernels), "Cudnn")  # noqa: B009 - absent from the stubs; which torch asks the GPU for, and there is none
+            # torch asks the GPU's library whether it can do it, and there is none
+            kernels = type(kernels).Cudnn  # type: ignore[attr-defined]
         self.tensors = tensors
         self.layout = torch._C._conv_determine_backend_memory_format(images, weights, kernels)
         cudnn = kernels.name in {"Cudnn", "CudnnTranspose"}

@@ -22,7 +22,7 @@
   X(fail_malloc_in, 0)       /* the allocation of this number from now on fails */                 \
   X(lost_after, 0)           /* pieces of work from now on after which the device is gone */       \
   X(cudnn_workspace, 0)      /* bytes that each convolution asks for */                            \
-  X(scalar_reads, 0)         /* what the host reads of a count on the device */           \
+  X(scalar_reads, 0)         /* what the host reads of a count on the device */                    \
   X(trace, 0)                /* names each call that is not simulated */
 
 /* Counters of this process. `used` and `peak` are bytes of all devices together. */
