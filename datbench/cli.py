@@ -589,7 +589,7 @@ def _break_down(
 ) -> None:
     """Count the parts of each model, show and write; exit with 1 if a model failed."""
     from datbench import breakdown
-    from datbench.reports import check_output, write_text
+    from datbench.reports import check_output, write_file
 
     for output in outputs:
         check_output(output, among=("csv", "json", "txt"))
@@ -611,7 +611,7 @@ def _break_down(
         click.echo(breakdown.render(found, form, by_op=by_op, depth=depth), nl=False)
     for output in outputs:
         text = breakdown.render(found, output.suffix[1:], by_op=by_op, depth=depth)
-        write_text(text, output)
+        write_file(text, output)
         click.echo(f"Wrote {output}", err=True)
     for part in found:
         if part.error and form != "table":

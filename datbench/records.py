@@ -1,13 +1,19 @@
-"""What a run leaves: frozen records that survive a round trip through JSON, and their columns."""
+"""What a run leaves: frozen records that survive a round trip through JSON, and their columns.
+
+A record names its schema. Fields may be added under one number, and readers leave out what they
+do not know; anything else gets a new number and a step in `MIGRATIONS`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 PARTS = ("forward", "backward", "optimizer")  # of a training step
 
 # The columns of a CSV report. Units stand in the names; an empty cell means not measured.
@@ -24,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Workload:
     """What a model is given to do.
 
@@ -90,7 +96,7 @@ class Environment:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Measurement:
     """One number, named after its column.
 
@@ -157,7 +163,10 @@ class Record:
 
     Args:
         tier: "quick", "default" or "rigorous".
+        min_effect: relative difference below which two models counted as the same.
         budget_s: limit of the whole run; None where there was none.
+        command: that measures the same again, as a shell reads it; "" where it is not known.
+        finished: whether all was measured that was planned; None where it is not known.
         spent_s: seconds that went into the model, by what they went into.
         calibration: of this machine, where there is one.
     """
@@ -179,7 +188,10 @@ class Record:
     published_top1: float | None = None
     published_source: str = ""
     tier: str = ""
+    min_effect: float | None = None
     budget_s: float | None = None
+    command: str = ""
+    finished: bool | None = None
     spent_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
     schema: int = SCHEMA
@@ -233,27 +245,63 @@ class Record:
         """Return plain dictionaries, lists and scalars."""
         return dataclasses.asdict(self)
 
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """What must be the same for two latencies to be of one machine: host, CPU, device."""
+        where = self.environment
+        return (where.host, where.cpu_name, where.device_name) if where else ("", "", "")
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Rebuild a record from `to_json`.
+        """Rebuild a record from `to_json`, of this version or an older one.
 
         Raises:
-            ValueError: it was written under another schema.
+            ValueError: it was written by a newer version, or is no record.
         """
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"record has schema {data.get('schema')}; this version reads {SCHEMA}")
-        parts = dict(data)
-        parts["workload"] = Workload(
-            **{**data["workload"], "input_shape": tuple(data["workload"]["input_shape"])}
-        )
+        schema = data.get("schema")
+        if not isinstance(schema, int) or schema < 1:
+            raise ValueError("it names no schema of datbench's records")
+        if schema > SCHEMA:
+            raise ValueError(
+                f"it was written by a newer datbench (schema {schema}; this version reads up to "
+                f"{SCHEMA}); upgrade with `pip install -U datbench`"
+            )
+        for step in range(schema, SCHEMA):
+            data = MIGRATIONS[step](data)
+        parts = _known(cls, data)
+        work = _known(Workload, data["workload"])
+        parts["workload"] = Workload(**{**work, "input_shape": tuple(work["input_shape"])})
         if data["environment"]:
-            parts["environment"] = Environment(**data["environment"])
+            parts["environment"] = _environment(json.dumps(data["environment"]))
         if data["comparison"]:
-            parts["comparison"] = Comparison(**data["comparison"])
+            parts["comparison"] = Comparison(**_known(Comparison, data["comparison"]))
         if data.get("calibration"):
-            parts["calibration"] = Calibration(**data["calibration"])
+            parts["calibration"] = Calibration(**_known(Calibration, data["calibration"]))
         parts["warnings"] = tuple(data["warnings"])
         parts["measurements"] = tuple(
-            Measurement(m["name"], m["value"], tuple(m["warnings"])) for m in data["measurements"]
+            Measurement(sys.intern(m["name"]), m["value"], tuple(m["warnings"]))
+            for m in data["measurements"]
         )
-        return cls(**parts)
+        return cls(**{**parts, "schema": SCHEMA})
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a class has; those that a later version added are left out."""
+    return {field.name: data[field.name] for field in _fields(cls) if field.name in data}
+
+
+_fields = functools.cache(dataclasses.fields)
+
+
+@functools.lru_cache(maxsize=1024)
+def _environment(text: str) -> Environment:
+    """Rebuild an environment; those of thousands of records are one and the same object."""
+    return Environment(**_known(Environment, json.loads(text)))
+
+
+def _from_1(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Schema 2 says how to measure again, and whether a run came to its end; 1 did not."""
+    return {**data, "schema": 2, "command": "", "finished": None, "min_effect": None}
+
+
+MIGRATIONS: dict[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: _from_1}

@@ -31,9 +31,31 @@ def test_a_record_survives_json(three_records):
         assert again.row() == record.row()
 
 
-def test_a_record_of_another_schema_is_refused(make_record):
-    with pytest.raises(ValueError, match="schema 99; this version reads 1"):
+def test_a_record_of_a_newer_version_is_refused(make_record):
+    with pytest.raises(
+        ValueError, match=r"newer datbench \(schema 99; .* reads up to 2\); upgrade"
+    ):
         Record.from_json({**make_record().to_json(), "schema": 99})
+    for none in ({}, {"schema": 0}, {"schema": "2"}):
+        with pytest.raises(ValueError, match="names no schema"):
+            Record.from_json(none)
+
+
+def test_a_record_of_the_first_schema_is_read(make_record):
+    old = make_record().to_json()
+    for added in ("command", "finished", "min_effect"):
+        del old[added]
+    found = Record.from_json({**old, "schema": 1})
+    assert (found.command, found.finished, found.min_effect) == ("", None, None)
+    assert found.schema == 2
+    assert found.row() == make_record().row()
+
+
+def test_fields_that_a_later_version_added_are_left_out(make_record):
+    data = make_record().to_json()
+    for part in (data, data["workload"], data["environment"], data["measurements"][0]):
+        part["added_later"] = 1
+    assert Record.from_json(data) == make_record()
 
 
 def test_what_was_not_measured_is_none(make_record):

@@ -1,4 +1,4 @@
-"""One report per file: a function from records to text, registered under its file suffix."""
+"""One report per file: a function from content to text or bytes, registered under its suffix."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datbench.errors import UserError
 from datbench.records import Record
@@ -16,16 +17,43 @@ from zoo.registry import Registry, Spec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSpec(Spec):
-    """A format."""
+    """A format.
+
+    Args:
+        binary: whether it is bytes, which a terminal cannot show.
+        samples: whether it tells of single timed iterations.
+    """
+
+    binary: bool = False
+    samples: bool = False
 
 
 REPORTS: Registry[ReportSpec] = Registry("report format", "datbench.reports", "report", ReportSpec)
 report = REPORTS.register
 
 
-def render(records: Sequence[Record], suffix: str) -> str:
-    """Return the records in the format of a file suffix."""
-    return REPORTS[suffix].load()(records)
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a report is made of.
+
+    Args:
+        records: its rows, in their order.
+        samples: the slots of `samples.jsonl` in the order of measurement, by run and model.
+        columns: of `datbench.records.COLUMNS`; None leaves them to the format.
+    """
+
+    records: Sequence[Record]
+    samples: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
+    columns: Sequence[str] | None = None
+
+
+def render(content: Content | Sequence[Record], suffix: str) -> str | bytes:
+    """Return the content, or bare records, in the format of a file suffix."""
+    if not isinstance(content, Content):
+        content = Content(content)
+    return REPORTS[suffix].load()(content)
 
 
 def check_output(path: Path, among: Sequence[str] | None = None) -> None:
@@ -53,16 +81,16 @@ def check_output(path: Path, among: Sequence[str] | None = None) -> None:
         raise UserError(f"output {path} cannot be written: {error.strerror}") from error
 
 
-def write(records: Sequence[Record], path: Path) -> None:
+def write(content: Content | Sequence[Record], path: Path) -> None:
     """Write a report, its format by suffix.
 
     Raises:
         UserError: it cannot be written.
     """
-    write_text(render(records, path.suffix.removeprefix(".")), path)
+    write_file(render(content, path.suffix.removeprefix(".")), path)
 
 
-def write_text(text: str, path: Path) -> None:
+def write_file(data: str | bytes, path: Path) -> None:
     """Write a file; it is there whole or not at all.
 
     Raises:
@@ -70,7 +98,7 @@ def write_text(text: str, path: Path) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

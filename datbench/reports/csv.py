@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from datbench.records import COLUMNS, Record
-from datbench.reports import report
+from datbench.records import COLUMNS
+from datbench.reports import Content, report
 from datbench.rows import inert
 
 
 @report("csv")
-def csv(records: Sequence[Record]) -> str:
+def csv(content: Content) -> str:
     """Comma-separated values, for pandas and spreadsheets."""
     import pandas as pd
 
-    rows = [{k: inert(v) for k, v in record.row().items()} for record in records]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)  # integers stay integers
+    rows = [{k: inert(v) for k, v in record.row().items()} for record in content.records]
+    columns = list(content.columns or COLUMNS)
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)  # integers stay integers
     return frame.to_csv(index=False, lineterminator="\n")

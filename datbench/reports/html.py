@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from datbench.records import COLUMNS, Record
-from datbench.reports import report
+from datbench.records import COLUMNS
+from datbench.reports import Content, report
 from datbench.reports.txt import notes, tabulate
 
 PAGE = """\
@@ -65,10 +65,11 @@ memory of tensors alive at once, weights and input included.</p>
 
 
 @report("html")
-def html(records: Sequence[Record]) -> str:
+def html(content: Content) -> str:
     """One page that opens offline."""
     import jinja2
 
+    records = content.records
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     titles, rows = tabulate(records)
     environments = [dataclasses.asdict(r.environment) for r in records if r.environment]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json as codec
-from collections.abc import Sequence
-
-from datbench.records import SCHEMA, Record
-from datbench.reports import report
+from datbench.records import SCHEMA
+from datbench.reports import Content, report
 
 
 @report("json")
-def json(records: Sequence[Record]) -> str:
+def json(content: Content) -> str:
     """JSON, everything that is known of each model."""
-    content = {"schema": SCHEMA, "records": [record.to_json() for record in records]}
-    return codec.dumps(content, indent=2, allow_nan=False) + "\n"
+    everything = {"schema": SCHEMA, "records": [record.to_json() for record in content.records]}
+    return codec.dumps(everything, indent=2, allow_nan=False) + "\n"

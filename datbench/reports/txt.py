@@ -13,16 +13,16 @@ from rich.text import Text
 
 from datbench.advice import advice
 from datbench.records import PARTS, Comparison, Record
-from datbench.reports import report
+from datbench.reports import Content, report
 
 WIDTH = 120  # columns of plain text
 ROOMY = 100  # columns from which a comparison stands on one line, beside published figures
 
 
 @report("txt")
-def txt(records: Sequence[Record]) -> str:
+def txt(content: Content) -> str:
     """Plain text, the table that the terminal shows."""
-    return plain_text(show(records))
+    return plain_text(show(content.records))
 
 
 def plain_text(*parts: RenderableType) -> str:
