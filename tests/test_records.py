@@ -32,9 +32,7 @@ def test_a_record_survives_json(three_records):
 
 
 def test_a_record_of_a_newer_version_is_refused(make_record):
-    with pytest.raises(
-        ValueError, match=r"newer datbench \(schema 99; .* reads up to 2\); upgrade"
-    ):
+    with pytest.raises(ValueError, match=r"schema 99; .* reads up to 2\); upgrade"):
         Record.from_json({**make_record().to_json(), "schema": 99})
     for none in ({}, {"schema": 0}, {"schema": "2"}):
         with pytest.raises(ValueError, match="names no schema"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as codec
+
 from datbench.records import SCHEMA
 from datbench.reports import Content, report
 
