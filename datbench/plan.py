@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,7 @@ class Plan:
         protocol: how often.
         baseline: label of the case that the others are compared with; None for no comparison.
         command: names the run folder.
+        shell: the whole command that measures this, as a shell reads it.
         calibration: of this machine, to stand in the records.
     """
 
@@ -127,6 +129,7 @@ class Plan:
     protocol: Protocol
     baseline: str | None
     command: str
+    shell: str = ""
     calibration: Calibration | None = None
 
 
@@ -235,7 +238,56 @@ def make_plan(
         for label, named, shape in zip(labels, names, shapes, strict=True)
     )
     compares = command != "profile"
-    return Plan(cases, protocol, _baseline(baseline, models, labels) if compares else None, command)
+    against = _baseline(baseline, models, labels) if compares else None
+    shell = _shell(
+        command,
+        models,
+        protocol,
+        baseline=baseline,
+        device=where,
+        batch_size=batch_size,
+        img_size=img_size,
+        input=input_shape,
+        image=image,
+        dtype=dtype,
+        amp=amp,
+        channels_last=channels_last,
+        mode=mode,
+        optimizer=optimizer,
+        tf32=tf32,
+        no_cudnn_benchmark=not cudnn_benchmark,
+        cold_cache=cold_cache,
+        threads=cases[0].workload.threads,
+        seed=seed,
+        checkpoint=checkpoints,
+        plugin=plugins,
+    )
+    return Plan(cases, protocol, against, command, shell)
+
+
+def _shell(command: str, models: Sequence[str], protocol: Protocol, **options: Any) -> str:
+    """Write a plan as a command; options that say nothing new are left out, the device is not."""
+    words = ["datbench", command]
+    words += ["--models", *models] if command == "compare" else models[:1]
+    words += models[1:] if command == "profile" else []
+    if command == "calibrate":
+        words += ["--pairs", str(protocol.looks[-1])]
+    usual = {"batch_size": 1, "seed": 0, "image": "photo", "mode": "inference", "dtype": "float32"}
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif isinstance(value, list | tuple):
+            words += [word for part in value for word in (option, str(part))]
+        elif value is not None and value is not False and value != usual.get(name):
+            words += [option, str(value)]
+    if protocol.name in ("quick", "rigorous") and (command, protocol.name) != ("profile", "quick"):
+        words.append(f"--{protocol.name}")
+    if protocol.budget_s is not None:
+        words += ["--budget", f"{protocol.budget_s:g}"]
+    if command == "compare" and protocol.min_effect != DEFAULT.min_effect:
+        words += ["--min-effect", f"{100 * protocol.min_effect:g}"]
+    return shlex.join(words)
 
 
 def _check_mode(mode: str, optimizer: str | None, dtype: str, amp: bool) -> None:

@@ -1,21 +1,28 @@
 """Run folders: `results/<timestamp>-<command>/` with records.jsonl and samples.jsonl.
 
-Both files are only appended to. A model's record is written again as its samples grow; the last
-one of a key and label counts. `samples.jsonl` holds every timed iteration in the order of
-measurement, one slot a line.
+Both files are only appended to, a line at a time, under a lock, so that several processes may
+write to one folder. A model's record is written again as its samples grow; the last one of a key
+and label counts. `samples.jsonl` holds every timed iteration in the order of measurement, one slot
+a line. A line that a kill or a full disk cut off is left out and reported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from datbench.errors import UserError
 from datbench.records import Record
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: one process a folder there
+    fcntl = None  # type: ignore[assignment]
 
 RECORDS, SAMPLES = "records.jsonl", "samples.jsonl"
 
@@ -25,10 +32,13 @@ class RunFolder:
 
     Args:
         path: the folder.
+
+    Its `damage` tells of lines that could not be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damage: list[str] = []
 
     @property
     def run_id(self) -> str:
@@ -58,8 +68,40 @@ class RunFolder:
             return cls(path)
         raise UserError(f"{results} holds 1000 runs of this second")
 
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Keep others from measuring the same run meanwhile.
+
+        Raises:
+            UserError: another process does.
+        """
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise UserError(
+                f"{self.path} is being measured by another datbench; wait for it, or leave "
+                "--resume out for a run of its own"
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(folder)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether anything was measured here."""
+        return (self.path / RECORDS).is_file()
+
     def append(self, record: Record) -> None:
-        """Write a record and wait until it is on disk."""
+        """Write a record and wait until it and its samples are on disk."""
+        if (self.path / SAMPLES).exists():
+            with (self.path / SAMPLES).open("rb") as samples:
+                os.fsync(samples.fileno())
         self._append(RECORDS, record.to_json(), sync=True)
 
     def append_samples(self, slot: Mapping[str, Any]) -> None:
@@ -70,37 +112,62 @@ class RunFolder:
         """Read the latest record of each model, in order of first appearance.
 
         Raises:
-            UserError: the folder holds no records, or those of another version.
+            UserError: the folder holds no records, or those of a newer version.
         """
         path = self.path / RECORDS
-        if not path.is_file():
+        if not self.has_records:
             raise UserError(f"{self.path} is no run folder: it has no {RECORDS}")
         latest: dict[tuple[str, str], Record] = {}
-        for number, line in enumerate(_whole_lines(path), start=1):
+        for number, data in self._lines(RECORDS):
             try:
-                record = Record.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+                record = Record.from_json(data)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}, line {number} cannot be read: {error}") from error
             latest[record.model, record.key] = record
         return list(latest.values())
 
     def samples(self) -> list[dict[str, Any]]:
         """Read the timed slots in the order of measurement."""
-        path = self.path / SAMPLES
-        return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+        present = (self.path / SAMPLES).is_file()
+        return [slot for _, slot in self._lines(SAMPLES)] if present else []
+
+    def _lines(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield number and content of each line that is whole."""
+        with (self.path / name).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    if line.strip():
+                        yield number, json.loads(line)
+                except ValueError:
+                    told = f"{self.path / name}, line {number} is damaged and was left out"
+                    if told not in self.damage:
+                        self.damage.append(told)
 
     def _append(self, name: str, data: Mapping[str, Any], *, sync: bool) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(data, allow_nan=False) + "\n")
+        line = json.dumps(data, allow_nan=False).encode() + b"\n"
+        with (self.path / name).open("ab+", buffering=0) as file:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
+            if _cut_off(file):
+                line = b"\n" + line
+            while line:
+                line = line[file.write(line) :]
             if sync:
-                file.flush()
                 os.fsync(file.fileno())
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a file, without a last one that a kill cut off."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+def _cut_off(file: Any) -> bool:
+    """Whether the last line has no end, because a kill came before it."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+def run_folders(results: Path) -> list[RunFolder]:
+    """Return the runs under `results`, the one last written to at the end."""
+    found = sorted(results.glob(f"*/{RECORDS}"), key=lambda path: (path.stat().st_mtime, path))
+    return [RunFolder(path.parent) for path in found]
 
 
 def latest_run(results: Path) -> RunFolder:
@@ -109,9 +176,21 @@ def latest_run(results: Path) -> RunFolder:
     Raises:
         UserError: there is none.
     """
-    found = sorted(results.glob(f"*/{RECORDS}"), key=lambda p: (p.stat().st_mtime, p))
+    found = run_folders(results)
     if not found:
         raise UserError(
             f"no run under {results}; make one with `datbench compare --models dat swin`"
         )
-    return RunFolder(found[-1].parent)
+    return found[-1]
+
+
+def find_run(name: Path, results: Path) -> RunFolder:
+    """Return the run folder of a path, or of a name under `results`.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (name, results / name):
+        if path.is_dir():
+            return RunFolder(path)
+    raise UserError(f"no run folder {name}, nor {results / name}; `datbench runs` lists the runs")

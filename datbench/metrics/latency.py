@@ -19,7 +19,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datbench import gauges
@@ -62,9 +62,18 @@ class Samples:
 
     def add(self, slot: Slot) -> None:
         """Take the times of one more slot."""
-        self.latency_ms += slot.latency_ms
-        self.host_ms += slot.host_ms or []
-        for part, times in slot.parts_ms.items():
+        self.take(slot.latency_ms, slot.host_ms, slot.parts_ms)
+
+    def take(
+        self,
+        latency_ms: Sequence[float],
+        host_ms: Sequence[float] | None,
+        parts_ms: Mapping[str, Sequence[float]] | None,
+    ) -> None:
+        """Take the times of one more slot, as `samples.jsonl` has them."""
+        self.latency_ms += latency_ms
+        self.host_ms += host_ms or []
+        for part, times in (parts_ms or {}).items():
             self.parts_ms[part] += times
 
 
