@@ -13,7 +13,7 @@ from datbench.plan import Plan, make_plan
 from datbench.records import Record
 from datbench.runner import Progress, run
 from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol
-from datbench.store import RunFolder
+from datbench.store import RunFolder, find_run
 
 
 def compare(
@@ -24,6 +24,7 @@ def compare(
     budget: float | None = None,
     min_effect: float = DEFAULT.min_effect,
     results: str | os.PathLike[str] = "results",
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress = lambda _, __: None,
     **options: Any,
 ) -> list[Record]:
@@ -36,6 +37,7 @@ def compare(
         budget: seconds after which no further round starts.
         min_effect: relative difference below which two models count as the same.
         results: folder that gets a folder for this run, with records and raw samples.
+        resume: a run to go on with; what it has of these models is not measured again.
         progress: called with what is going on and the fraction that is done.
         options: as `datbench.plan.make_plan` takes them: device, batch_size, img_size, ...
     Returns:
@@ -44,7 +46,8 @@ def compare(
         UserError, ZooError: (ValueErrors) before anything is measured.
     """
     protocol = choose_protocol(quick, rigorous, budget, min_effect)
-    return run(*prepare("compare", models, protocol, Path(results), **options), progress)
+    where = Path(results), None if resume is None else Path(resume)
+    return run(*prepare("compare", models, protocol, *where, **options), progress)
 
 
 def profile(
@@ -53,6 +56,7 @@ def profile(
     rigorous: bool = False,
     budget: float | None = None,
     results: str | os.PathLike[str] = "results",
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress = lambda _, __: None,
     **options: Any,
 ) -> list[Record]:
@@ -61,18 +65,26 @@ def profile(
     Arguments, result and errors are those of `compare`.
     """
     protocol = profile_protocol(rigorous, budget)
-    return run(*prepare("profile", models, protocol, Path(results), **options), progress)
+    where = Path(results), None if resume is None else Path(resume)
+    return run(*prepare("profile", models, protocol, *where, **options), progress)
 
 
 def prepare(
-    command: str, models: Sequence[str], protocol: Protocol, results: Path, **options: Any
+    command: str,
+    models: Sequence[str],
+    protocol: Protocol,
+    results: Path,
+    resume: Path | None = None,
+    **options: Any,
 ) -> tuple[Plan, RunFolder]:
-    """Plan a run and make its folder; whatever the user can put right shows here."""
+    """Plan a run and make its folder, or find it; whatever the user can put right shows here."""
     plan = make_plan(models, command=command, protocol=protocol, **options)
     if command == "compare":
         known = latest_calibration(results, plan.cases[0].workload)
         plan = dataclasses.replace(plan, calibration=known)
-    return plan, RunFolder.create(results, command)
+    if resume is None:
+        return plan, RunFolder.create(results, command)
+    return plan, find_run(resume, results)
 
 
 def choose_protocol(

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from datbench.records import Record
+    from datbench.reports import Content
     from datbench.schedule import Protocol
+    from datbench.store import RunFolder
 
 FAILED, USAGE, FLAGGED, GATED, INTERRUPTED = 1, 2, 3, 4, 130
 T = TypeVar("T")
@@ -105,14 +107,19 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-FORMAT = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="What is printed on stdout.",
-)
+def _format(*forms: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(["table", *forms]),
+        default="table",
+        show_default=True,
+        help="What is printed on stdout.",
+    )
+
+
+PRINTED = ("csv", "json", "jsonl", "md", "tex")  # reports that are text for other programs
+FORMAT = _format("csv", "json")
 RESULTS = click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),
@@ -120,12 +127,33 @@ RESULTS = click.option(
     show_default=True,
     help="Folder that holds a folder for each run.",
 )
-OUTPUT = click.option(
-    "--output",
-    "outputs",
+OUTPUT = _all(
+    click.option(
+        "--output",
+        "outputs",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="FILE",
+        help="Also write a report, its format by suffix: .csv .html .md .tex .png ... Repeatable.",
+    ),
+    click.option(
+        "--include-host",
+        is_flag=True,
+        help="Leave the host's name and home folders in what is exported.",
+    ),
+)
+RESUME = click.option(
+    "--resume",
     type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with a run; what it has of these models is not measured again.",
+)
+CONDITIONS = click.option(
+    "--fail-if",
+    "conditions",
     multiple=True,
-    help="Also write a report, its format by suffix: .csv .html .json .txt. Repeatable.",
+    metavar="'slower>5%'",
+    help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
 )
 PLUGIN = click.option(
     "--plugin",
@@ -266,7 +294,8 @@ def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
 @WORKLOAD
 @OUTPUT
 @RESULTS
-@FORMAT
+@RESUME
+@_format(*PRINTED)
 def profile(
     models: tuple[str, ...],
     by_module: bool,
@@ -284,6 +313,9 @@ def profile(
     if by_module and by_op:
         raise UserError("--by-module and --by-op exclude each other; give one of them")
     rigorous, budget = options.pop("rigorous"), options.pop("budget")
+    counts = by_module or by_op
+    if counts and (options["resume"] or options["form"] not in ("table", "csv", "json")):
+        raise UserError("a count has no run to --resume, and is printed as table, csv or json")
     if not by_module and not by_op:
         protocol = profile_protocol(rigorous, budget)
         _exit_on_faults(_measure("profile", models, protocol, **options))
@@ -293,7 +325,8 @@ def profile(
             "--rigorous and --budget are for measuring, and so is --mode train; leave them out of "
             "a count"
         )
-    del options["results"]
+    for name in ("results", "resume", "include_host"):
+        del options[name]
     _break_down(models, by_op, depth, time_modules, **options)
 
 
@@ -316,19 +349,14 @@ def profile(
     metavar="PERCENT",
     help="Difference below which two models count as the same.",
 )
-@click.option(
-    "--fail-if",
-    "conditions",
-    multiple=True,
-    metavar="'slower>5%'",
-    help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
-)
+@CONDITIONS
 @click.option("--strict", is_flag=True, help="Exit with 3 if a row is flagged.")
 @click.option("--verbose", is_flag=True, help="Also tell where the time went.")
 @WORKLOAD
 @OUTPUT
 @RESULTS
-@FORMAT
+@RESUME
+@_format(*PRINTED)
 def compare(
     *,
     models: tuple[str, ...],
@@ -382,7 +410,7 @@ def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
     The result is kept under --results, and `compare` tells it from then on.
     """
     from datbench import calibration, health
-    from datbench.reports.txt import plain_table
+    from datbench.reports.txt import plain_table, show
 
     if rigorous:
         raise UserError("--rigorous is for measuring models; give --pairs here")
@@ -401,7 +429,7 @@ def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
     console = _stdout()
     console.print(table)
     console.print()
-    _print_records(records, "table")
+    console.print(show(records, console.width))
     if found is not None:
         for line in calibration.told(found):
             console.print(line, markup=False, highlight=False)
@@ -453,28 +481,117 @@ def fit(models: tuple[str, ...], form: str, **options: Any) -> None:
 
 
 @cli.command("export-report")
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(path_type=Path))
 @OUTPUT
 @RESULTS
 @click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json"]), help="Print on stdout instead."
+    "--format",
+    "forms",
+    multiple=True,
+    type=click.Choice(["table", *PRINTED, "txt", "html", "xlsx", "png", "svg"]),
+    help="Print it; html, xlsx, png and svg become RUN/report.SUFFIX. Repeatable.",
+)
+@click.option("--columns", metavar="A,B", help="Columns of the tables, as the CSV names them.")
+@click.option("--sort", metavar="A,-B", help="Columns to sort by; with a minus downwards.")
+@click.option(
+    "--filter",
+    "where",
+    metavar="EXPRESSION",
+    help="Rows to keep: 'batch_size == 1 and macs < 5e9'.",
 )
 def export_report(
-    run: Path | None, outputs: tuple[Path, ...], results: Path, form: str | None
+    *,
+    runs: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    include_host: bool,
+    results: Path,
+    forms: tuple[str, ...],
+    columns: str | None,
+    sort: str | None,
+    where: str | None,
 ) -> None:
-    """Write reports of a RUN folder, the latest by default; report.csv and report.html in it."""
-    from datbench.reports import check_output
-    from datbench.store import RunFolder, latest_run
+    """Write reports of one or more RUN folders, by default of the latest.
 
-    folder = latest_run(results) if run is None else RunFolder(_run_path(run, results))
-    records = folder.records()
-    if form is not None:
-        _print_records(records, form)
-    elif not outputs:
-        outputs = (folder.path / "report.csv", folder.path / "report.html")
+    Without --output and --format: report.csv and report.html in the first folder. Several runs
+    become one report, in which machines stay apart.
+    """
+    from datbench.reports import REPORTS, check_output, gather
+    from datbench.reports.select import select
+    from datbench.store import find_run, latest_run
+
+    folders = [find_run(run, results) for run in runs] or [latest_run(results)]
+    files = [form for form in forms if form in ("html", "xlsx", "png", "svg")]
+    if not outputs and not forms:
+        files = ["csv", "html"]
+    outputs = (*outputs, *(folders[0].path / f"report.{suffix}" for suffix in files))
     for output in outputs:
         check_output(output)
-    _write(records, outputs)
+    samples = any(REPORTS[output.suffix[1:]].samples for output in outputs) or "json" in forms
+    content = gather(folders, samples=samples)
+    _tell_damage(folders)
+    content = select(content, columns=columns, sort=sort, where=where)
+    for form in forms:
+        if form not in files:
+            _print_content(content, form, include_host)
+    _write(content, outputs, include_host)
+
+
+@cli.command()
+@RESULTS
+@FORMAT
+def runs(results: Path, form: str) -> None:
+    """List the runs under --results, and how to go on with those that were cut short."""
+    from datbench import history
+
+    rows = history.rows(results)
+    if form == "table":
+        _stdout().print(history.show(rows))
+    else:
+        click.echo(as_text(rows, form, history.COLUMNS), nl=False)
+
+
+@cli.command()
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="'macs>1%'",
+    help="Exit with 4 if it holds of B: slower, faster, params, macs or memory. Repeatable.",
+)
+@RESULTS
+@FORMAT
+def diff(run_a: Path, run_b: Path, conditions: tuple[str, ...], results: Path, form: str) -> None:
+    """Show what changed from RUN_A to RUN_B: models, figures, versions, environment.
+
+    Latencies of two runs are no fair comparison; `datbench compare` is one.
+    """
+    from datbench import diff as differing
+    from datbench.gate import DIRECTIONS, GROWTH, Gate
+    from datbench.store import find_run
+
+    gates = [Gate.parse(text, (*DIRECTIONS, *GROWTH)) for text in conditions]
+    folders = [find_run(run, results) for run in (run_a, run_b)]
+    found = differing.difference(*(folder.records() for folder in folders))
+    _tell_damage(folders)
+    if form == "table":
+        _stdout().print(differing.show(found))
+    else:
+        rows = [entry.row() for entry in found.changes]
+        click.echo(as_text(rows, form, differing.COLUMNS), nl=False)
+        for line in differing.notes(found):
+            click.echo(line, err=True)
+    if not found.changes:
+        raise UserError(f"{run_a} and {run_b} have no model under the same workload in common")
+    reasons = list(differing.failures(found, gates))
+    for reason in reasons:
+        click.echo(reason, err=True)
+    if reasons:
+        sys.exit(GATED)
+    if gates and (open_ := differing.unjudged(found, gates)):
+        click.echo(f"Error: cannot be judged: {'; '.join(open_)}", err=True)
+        sys.exit(FAILED)
 
 
 @cli.command()
@@ -528,26 +645,20 @@ def yolo_yaml(model: str, plugins: tuple[Path, ...]) -> None:
     click.echo(text, nl=False)
 
 
-def _run_path(run: Path, results: Path) -> Path:
-    for path in (run, results / run):
-        if path.is_dir():
-            return path
-    raise UserError(f"no run folder {run}, nor {results / run}; `ls {results}` shows the runs")
-
-
 def _measure(
     command: str,
     models: Sequence[str],
     protocol: Protocol,
     *,
     outputs: Sequence[Path],
+    include_host: bool,
     results: Path,
     form: str,
     verbose: bool = False,
     **options: Any,
 ) -> list[Record]:
     """Plan, run, show and write; a run that Ctrl-C ended exits here."""
-    from datbench.reports import check_output
+    from datbench.reports import check_output, gather
     from datbench.reports.txt import account
     from datbench.runner import run
 
@@ -559,10 +670,12 @@ def _measure(
     interrupted = any("interrupted" in record.flags for record in records)
     if interrupted and not any(record.measurements for record in records):
         raise click.Abort  # there is nothing to show
-    _print_records(records, form)
+    content = gather([folder], records=records)
+    _tell_damage([folder])
+    _print_content(content, form, include_host)
     if verbose and form == "table":
         _stdout().print("", account(records), sep="\n")
-    _write(records, outputs)
+    _write(content, outputs, include_host)
     click.echo(f"Records and samples: {folder.path}", err=True)
     if interrupted:
         sys.exit(INTERRUPTED)
@@ -674,16 +787,29 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         yield lambda text, done: bar.update(task, description=text, completed=done)
 
 
-def _print_records(records: Sequence[Record], form: str) -> None:
+def _print_content(content: Content, form: str, include_host: bool) -> None:
+    """Print on stdout: a table for the terminal, or a report in which host and home are hidden."""
     from datbench.reports import render
 
     if form != "table":
-        click.echo(render(records, form), nl=False)
+        click.echo(render(_public(content, include_host), form), nl=False)
         return
     from datbench.reports.txt import show
 
     console = _stdout()
-    console.print(show(records, console.width))
+    console.print(show(content.records, console.width, content.columns))
+
+
+def _public(content: Content, include_host: bool) -> Content:
+    from datbench.reports.privacy import without_host
+
+    return content if include_host else without_host(content)
+
+
+def _tell_damage(folders: Sequence[RunFolder]) -> None:
+    for folder in folders:
+        for damage in folder.damage:
+            click.echo(damage, err=True)
 
 
 def _stdout() -> Console:
@@ -696,9 +822,11 @@ def _stdout() -> Console:
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def _write(records: Sequence[Record], outputs: Sequence[Path]) -> None:
+def _write(content: Content, outputs: Sequence[Path], include_host: bool) -> None:
     from datbench.reports import write
 
+    if outputs:
+        content = _public(content, include_host)
     for output in outputs:
-        write(records, output)
+        write(content, output)
         click.echo(f"Wrote {output}", err=True)

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What needs quotes: also the semicolon and the tab, which other spreadsheets split cells at.
+QUOTED = re.compile(r"[\",;\t\r\n]")
 
 
 def as_text(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str]) -> str:
     """Write rows as "csv", a None as an empty cell, or as "json"; `columns` are those of a row."""
     if form == "json":
         return json.dumps(rows, indent=2, allow_nan=False) + "\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({column: inert(value) for column, value in row.items()} for row in rows)
-    return text.getvalue()
+    lines = [",".join(columns), *(",".join(_cell(row[c]) for c in columns) for row in rows)]
+    if len(columns) == 1:  # an empty line would be no row
+        lines = [line or '""' for line in lines]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """Write a value with its quotes, numbers in full."""
+    text = "" if value is None else str(inert(value))
+    return f'"{text.replace(chr(34), chr(34) * 2)}"' if QUOTED.search(text) else text
 
 
 def inert(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run as a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """Put an apostrophe before text that a spreadsheet would run as a formula.
+
+    Signs of any width count, also behind what is blank or does not show; a tab or line end always.
+    """
+    if not isinstance(value, str) or value[:1].isalnum():
+        return value
+    first = next((c for c in value if c.isprintable() and c != " "), "")
+    starts = value.startswith(("\t", "\r", "\n"))
+    if starts or unicodedata.normalize("NFKC", first).startswith(("=", "+", "-", "@")):
+        return f"'{value}"
+    return value

@@ -165,6 +165,8 @@ class Run:
                 self._save(arm)
         looks = self.plan.protocol.looks
         first = self._next_pair
+        if self.wanted and self._pairs_done() in looks and self._look():
+            return  # a run that was cut between its last pair and its end
         while self.wanted and (done := self._pairs_done()) < looks[-1]:
             again = self._next_pair > first
             if again and self.left_s() < MOST_OF_A_PAIR * self._pair_s:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import random
+import shlex
 import subprocess
 import sys
 import types
@@ -335,3 +336,36 @@ def test_an_interrupt_keeps_what_was_found_before_it(capsys):
 
 def _interrupted(_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "compare --models dat swin",
+        "compare --models dat swin --baseline swin --rigorous --min-effect 2.5 --budget 90",
+        "compare --models dat dat --quick --batch-size 4 --img-size 448 --seed 3 --threads 1",
+        "compare --models dat swin --amp --channels-last --image noise --device cpu",
+        "compare --models dat --checkpoint w.pth --dtype bfloat16",
+        "compare --models block:dat[groups=4,stride=2] block:ema --input 256x20x20",
+        "compare --models dat swin --mode train --optimizer sgd",
+        "profile dat pvt swin --rigorous",
+        "profile dat",
+        "profile 'timm:vit_tiny_patch16_224' --budget 5.5",
+        "compare --plugin own_block.py --models 'yolov8n+mine_too[kernel=5]@neck' yolov8n",
+    ],
+)
+@pytest.mark.usefixtures("zoo_as_it_was")
+def test_a_record_carries_the_command_that_measures_it_again(
+    call, tmp_path, monkeypatch, arguments
+):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    own = "import zoo\n\n\n@zoo.block('mine_too')\nclass Mine:\n    ...\n"
+    (tmp_path / "own_block.py").write_text(own)
+    plans = []
+    monkeypatch.setattr("datbench.runner.run", lambda plan, *_: plans.append(plan) or [])
+    call(*shlex.split(arguments))
+    call(*shlex.split(plans[0].shell)[1:])
+    first, again = plans
+    assert again.cases == first.cases
+    assert (again.protocol, again.baseline) == (first.protocol, first.baseline)
+    assert again.shell == first.shell

@@ -12,6 +12,7 @@ from typing import Any
 
 from datbench.errors import UserError
 from datbench.records import Record
+from datbench.store import RunFolder
 from zoo.registry import Registry, Spec
 
 
@@ -47,6 +48,35 @@ class Content:
         default_factory=dict
     )
     columns: Sequence[str] | None = None
+
+
+def gather(
+    folders: Sequence[RunFolder],
+    records: Sequence[Record] | None = None,
+    *,
+    samples: bool = True,
+) -> Content:
+    """Put runs together.
+
+    Args:
+        folders: of the runs, in the order of their rows.
+        records: of these runs, where they are known already.
+        samples: whether single timed iterations are wanted too.
+    Raises:
+        UserError: a folder holds no records, or those of a newer version.
+    """
+    if records is None:
+        records = [record for folder in folders for record in folder.records()]
+    if not samples:
+        return Content(records)
+    keys = {(record.run_id, record.model): record.key for record in records}
+    slots: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for folder in folders:
+        for slot in folder.samples():
+            place = (folder.run_id, slot["model"])
+            if place in keys and slot.get("key", keys[place]) == keys[place]:
+                slots.setdefault(place, []).append(slot)
+    return Content(records, slots)
 
 
 def render(content: Content | Sequence[Record], suffix: str) -> str | bytes:

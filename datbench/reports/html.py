@@ -1,94 +1,110 @@
-"""HTML: one file that opens offline, with the table, the doubts, and the conditions."""
+"""HTML: one file that opens offline, with tables, plots, doubts and conditions.
+
+The page is `page/page.html`, filled in here; its tables come from `html_tables`, what its script
+draws from `html_plots`. Its policy allows one style and one script, each by its hash, and no
+request, so that a name or a message can run nothing.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import base64
+import hashlib
+import importlib.resources
 from typing import Any
 
+from datbench.flags import FLAGS
 from datbench.records import COLUMNS
 from datbench.reports import Content, report
-from datbench.reports.txt import notes, tabulate
+from datbench.reports.html_plots import MOST_PLOTTED, plotted
+from datbench.reports.html_tables import (
+    anchors_table,
+    environment_table,
+    figures_table,
+    machines_table,
+    published_table,
+    raw_style,
+    raw_table,
+)
+from datbench.reports.machines import NO_RATIOS, by_machine
+from datbench.reports.methods import methods
+from datbench.reports.notes import notes
 
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>datbench {{ runs }}</title>
-<style>
-  :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-  body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-  .wide { overflow-x: auto; }
-  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-  th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: right; }
-  th { vertical-align: bottom; }
-  th:first-child, td:first-child, .text { text-align: left; }
-  .failed { color: light-dark(#a40000, #ff8f8f); }
-  .raw { font-size: .8rem; white-space: nowrap; }
-</style>
-</head>
-<body>
-<h1>datbench</h1>
-<p>{{ runs }}</p>
-<div class="wide"><table>
-<thead><tr>{% for title in titles %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for failed, row in rows -%}
-<tr{% if failed %} class="failed"{% endif %}>
-{%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor -%}
-</tbody>
-</table></div>
-<h2>Notes</h2>
-<ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
-<p>MACs are multiply-adds of one image; what papers call FLOPs. Intervals are 95 %. Peak is the most
-memory of tensors alive at once, weights and input included.</p>
-<h2>Environment</h2>
-<div class="wide"><table class="raw">
-{% for name, value in environment if value -%}
-<tr><th scope="row">{{ name }}</th><td class="text">{{ value }}</td></tr>
-{% endfor %}</table></div>
-<h2>All columns</h2>
-<div class="wide"><table class="raw">
-<thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in raw -%}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor -%}
-</tbody>
-</table></div>
-</body>
-</html>
-"""
+MOST_RAW = 2000  # records whose columns are all shown
+MOST_TOGGLES = 200  # models that have a box to tick
+MOST_NOTES = 40  # that stand open
+MOST_RUNS = 12  # that are named in the heading
+SCRIPTS = ("chart.js", "plots.js", "table.js", "page.js")
 
 
-@report("html")
+@report("html", samples=True)
 def html(content: Content) -> str:
-    """One page that opens offline."""
+    """One page that opens offline, with plots."""
     import jinja2
 
+    loader = jinja2.FunctionLoader(_part)
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return template.get_template("page.html").render(**_parts(content))
+
+
+def _parts(content: Content) -> dict[str, Any]:
+    """Return what the page is filled with."""
+    from markupsafe import Markup
+
     records = content.records
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    titles, rows = tabulate(records)
-    environments = [dataclasses.asdict(r.environment) for r in records if r.environment]
-    return template.from_string(PAGE).render(
-        runs=", ".join(dict.fromkeys(r.run_id for r in records)),
-        titles=[*titles, "flags"],
-        rows=[
-            (record.error, [*row, " ".join(record.flags)])
-            for record, row in zip(records, rows, strict=True)
+    columns = list(content.columns or COLUMNS)
+    machines = by_machine(records)
+    places = {id(record): place for place, record in enumerate(records)}
+    style = _part("page.css") + raw_style(columns)
+    script = "".join(map(_part, SCRIPTS))
+    runs = list(dict.fromkeys(record.run_id for record in records))
+    flags = dict.fromkeys(flag for record in records for flag in record.flags)
+    commands = dict.fromkeys(record.command for record in records if record.command)
+    data = plotted(content, machines) if len(records) <= MOST_PLOTTED else None
+    return {
+        "policy": _policy(style, script),
+        "style": Markup(style),  # noqa: S704 - of this package, as is the script
+        "script": Markup(script),  # noqa: S704
+        "runs": runs,
+        "most_runs": MOST_RUNS,
+        "count": len(records),
+        "machines": [
+            {
+                "label": label,
+                "figures": figures_table(found, places, content.columns),
+                "notes": list(dict.fromkeys(notes(found))),
+                "environment": environment_table(found),
+            }
+            for label, found in machines
         ],
-        notes=list(notes(records)),
-        environment=[(k, _flat(v)) for k, v in environments[0].items()] if environments else [],
-        columns=COLUMNS,
-        raw=[["" if v is None else v for v in record.row().values()] for record in records],
+        "side_by_side": machines_table(machines) if len(machines) > 1 else None,
+        "no_ratios": NO_RATIOS,
+        "data": data,
+        "toggles": data is not None and len(records) <= MOST_TOGGLES,
+        "most_plotted": MOST_PLOTTED,
+        "published": published_table(records),
+        "anchors": anchors_table(records),
+        "flags": [(flag, FLAGS.get(flag, "")) for flag in flags],
+        "most_notes": MOST_NOTES,
+        "methods": methods(records),
+        "commands": list(commands),
+        "most_raw": MOST_RAW,
+        "raw": raw_table(records, columns) if len(records) <= MOST_RAW else "",
+    }
+
+
+def _part(name: str) -> str:
+    """Read a file of the page."""
+    folder = importlib.resources.files("datbench.reports") / "page"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Allow one style and one script, by their hashes, and nothing from anywhere."""
+
+    def source(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; style-src 'sha256-{source(style)}'; "
+        f"script-src 'sha256-{source(script)}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _flat(value: Any) -> str:
-    """Write a dictionary as words, None as nothing."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
-    return "" if value is None else str(value)

@@ -1,0 +1,84 @@
+"""The runs that a results folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datbench.errors import UserError
+from datbench.records import Record
+from datbench.store import RunFolder, run_folders
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = ("run", "started_utc", "models", "failed", "state", "device_name", "command", "damage")
+
+
+def rows(results: Path) -> list[dict[str, Any]]:
+    """Facts of each run, the one last written to at the end.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [facts(folder) for folder in run_folders(results)]
+    if not found:
+        raise UserError(f"no run under {results}; `datbench compare --models dat swin` makes one")
+    return found
+
+
+def facts(folder: RunFolder) -> dict[str, Any]:
+    """Facts of a run, by `COLUMNS`; of one that cannot be read, why."""
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"run": folder.run_id}
+    try:
+        records = folder.records()
+    except UserError as error:
+        return row | {"state": "unreadable", "damage": str(error)}
+    damage = "; ".join(folder.damage) or None
+    if not records:
+        return row | {"models": "", "state": "empty", "damage": damage}
+    return row | {
+        "started_utc": records[0].timestamp_utc,
+        "models": " ".join(dict.fromkeys(record.model for record in records)),
+        "failed": sum(record.error is not None for record in records),
+        "state": state(records),
+        "device_name": records[0].environment.device_name if records[0].environment else None,
+        "command": records[0].command or None,
+        "damage": damage,
+    }
+
+
+def state(records: Sequence[Record]) -> str:
+    """Say how far a run came: "finished", "unfinished", or "unknown" for an older version's."""
+    if any(record.finished is None for record in records):
+        return "unknown"
+    return "finished" if all(record.finished for record in records) else "unfinished"
+
+
+def show(found: Sequence[dict[str, Any]]) -> RenderableType:
+    """Lay the runs out as a table, with how to go on with those that did not come to their end."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from datbench.reports.txt import plain_table
+
+    table = plain_table()
+    for title in ("run", "state", "failed", "device", "models"):
+        table.add_column(
+            title,
+            justify="right" if title == "failed" else "left",
+            overflow="fold",
+            no_wrap=title in ("run", "state"),
+        )
+    for row in found:
+        failed = str(row["failed"] or "")
+        cells = (row["run"], row["state"], failed, row["device_name"] or "", row["models"] or "")
+        table.add_row(*map(Text, cells))
+    notes = [
+        f"{row['run']} goes on with: {row['command']} --resume {row['run']}"
+        for row in found
+        if row["state"] == "unfinished" and row["command"]
+    ]
+    notes += [f"{row['run']}: {row['damage']}" for row in found if row["damage"]]
+    return Group(table, *([""] if notes else []), *map(Text, notes))

@@ -1,0 +1,168 @@
+"""The cells of a table for people: rounded, with units in the titles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from datbench.records import COLUMNS, PARTS, Comparison, Record
+
+# Columns of `COLUMNS` that hold words; the others hold numbers.
+TEXT = frozenset(
+    "model family source device dtype runtime mode baseline verdict flags error run_id key "
+    "timestamp_utc datbench_version torch python device_name cpu_name driver cuda cudnn git_commit "
+    "host".split()
+)
+LARGE = {
+    "params": (1e6, "M"),
+    "params_trainable": (1e6, "M"),
+    "macs": (1e9, "G"),
+    "flops": (1e9, "G"),
+    "published_macs": (1e9, "G"),
+}
+UNITS = {"_img_s": "img/s", "_ms": "ms", "_mib": "MiB", "_utc": "UTC", "_top1": "% top-1"}
+
+# Characters that move a terminal's cursor, colour what follows or turn its direction.
+CONTROLS = {*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+VISIBLE = {code: ascii(chr(code))[1:-1] for code in CONTROLS - set(b"\t\n")}
+
+
+def tabulate(
+    records: Sequence[Record], *, published: bool = True, columns: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and the rounded cells of each record; flags are left to the caller.
+
+    Args:
+        published: whether published figures have columns of their own, where there are any.
+        columns: of `COLUMNS`, instead of those that are chosen here.
+    """
+    if columns is not None:
+        rows = [record.row() for record in records]
+        return [title(c) for c in columns], [[cell(c, row[c]) for c in columns] for row in rows]
+    makers = _makers(records, published=published)
+    return list(makers), [[make(record) for make in makers.values()] for record in records]
+
+
+def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable[[Record], str]]:
+    """Choose what is worth a column; what makes its cells, by title."""
+    runs = {run_id: str(n) for n, run_id in enumerate(dict.fromkeys(r.run_id for r in records), 1)}
+    columns: dict[str, Callable[[Record], str]] = {
+        "model": lambda r: r.model,
+        "run": lambda r: runs[r.run_id],
+        "input": shape,
+        "params\nM": lambda r: scaled(r.values.get("params"), 1e6),
+        "GMACs": lambda r: scaled(r.values.get("macs"), 1e9),
+        "GFLOPs": lambda r: scaled(r.values.get("flops"), 1e9),
+        "GMACs\npaper": lambda r: scaled(r.published_macs, 1e9),
+        "top-1\n%": lambda r: rounded(r.published_top1),
+        "latency\nms [95 %]": latency,
+        "forward + backward\n+ optimizer ms": parts,
+        "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
+        "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
+        "mJ/img": lambda r: rounded(r.values.get("energy_mj_img")),
+    }
+    if len(runs) == 1:
+        del columns["run"]
+    if all(record.values.get("energy_mj_img") is None for record in records):
+        del columns["mJ/img"]
+    if not any(map(parts, records)):
+        del columns["forward + backward\n+ optimizer ms"]
+    if len({shape(record) for record in records}) == 1:
+        del columns["input"]
+    for name, known in (("GMACs\npaper", "published_macs"), ("top-1\n%", "published_top1")):
+        if not published or all(getattr(record, known) is None for record in records):
+            del columns[name]
+    return columns | _against(records)
+
+
+def _against(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
+    """Compare with the baseline of the same run; each cell names it where there are several."""
+    compared = {(r.run_id, r.comparison.baseline) for r in records if r.comparison}
+    names = sorted({name for _, name in compared})
+    several = len(names) > 1
+
+    def against(record: Record) -> str:
+        if record.comparison is None:
+            return "baseline" if (record.run_id, record.model) in compared else ""
+        of = f", against {record.comparison.baseline}" if several else ""
+        return f"{told(record.comparison)}{of}"
+
+    return {f"time against\n{'the baseline' if several else names[0]}": against} if names else {}
+
+
+def title(column: str) -> str:
+    """Title of a column of `COLUMNS`, its unit on a second line."""
+    if column in LARGE:
+        return f"{column.replace('_', ' ')}\n{LARGE[column][1]}"
+    for ending, unit in UNITS.items():
+        if ending in column:
+            return f"{column.replace(ending, '').replace('_', ' ')}\n{unit}"
+    return column.replace("_", " ")
+
+
+def cell(column: str, value: float | str | None) -> str:
+    """Write a value of `Record.row` for people: numbers rounded, counts in full."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    if column in LARGE:
+        return scaled(value, LARGE[column][0])
+    return str(value) if isinstance(value, int) else rounded(value)
+
+
+_TITLES_OF_WORDS = {"model", *(title(column) for column in COLUMNS if column in TEXT)}
+
+
+def is_words(name: str) -> bool:
+    """Whether the column of a title holds words, which stand on the left; numbers do not."""
+    return name in _TITLES_OF_WORDS or name.startswith("time against")
+
+
+def shape(record: Record) -> str:
+    """Say what one input is: the side of an image, or the shape of a feature map."""
+    channels, h, w = record.workload.input_shape
+    return str(record.workload.img_size) if channels == 3 else f"{channels}x{h}x{w}"
+
+
+def latency(record: Record) -> str:
+    """Write the median latency with its interval."""
+    if record.error:
+        return "failed"
+    values = record.values
+    interval = between(values.get("latency_ms_lo"), values.get("latency_ms_hi"))
+    return f"{rounded(values.get('latency_ms_median'))}{interval}"
+
+
+def parts(record: Record) -> str:
+    """Write the median latency of each part of a training step; nothing for a forward."""
+    found = [record.values.get(f"{part}_ms_median") for part in PARTS]
+    return " + ".join(map(rounded, found)) if any(found) else ""
+
+
+def told(comparison: Comparison) -> str:
+    """Put a comparison into words: a verdict with the ratio and its interval."""
+    ratio, lo, hi = comparison.ratio, comparison.lo, comparison.hi
+    if comparison.verdict == "FASTER":
+        flipped = (1 / hi, 1 / lo) if lo and hi else (None, None)
+        return f"{rounded(1 / ratio)}x faster{between(*flipped)}"
+    words = {"SLOWER": "x slower", "SAME": "x, the same", "INCONCLUSIVE": "x, inconclusive"}
+    return f"{rounded(ratio)}{words.get(comparison.verdict or '', 'x')}{between(lo, hi)}"
+
+
+def between(lo: float | None, hi: float | None) -> str:
+    """Write an interval, with a space before it, or nothing."""
+    return "" if lo is None or hi is None else f" [{rounded(lo)}, {rounded(hi)}]"
+
+
+def scaled(value: float | None, unit: float) -> str:
+    """Round a value in a larger unit; nothing where it was not measured."""
+    return "" if value is None else rounded(value / unit)
+
+
+def rounded(value: float | None) -> str:
+    """Round to three significant digits without an exponent; nothing where not measured."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}"

@@ -1,0 +1,106 @@
+"""What must be said under a table: doubts, faults, what would help, and the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from datbench.advice import advice
+from datbench.records import Record
+from datbench.reports.cells import rounded, shape
+
+
+def notes(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the notes of a table of one machine."""
+    for record in records:
+        if record.error:
+            yield f"{record.model} failed: {record.error}"
+        for warning in record.all_warnings:
+            yield f"{record.model}: {warning}"
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        runs.setdefault(record.run_id, []).append(record)
+    for number, (run_id, of_run) in enumerate(runs.items(), start=1):
+        if len(runs) > 1:
+            yield f"Run {number} is {run_id}."
+        if judged := verdicts(of_run):
+            yield judged if len(runs) == 1 else f"Run {number}: {judged}"
+    yield from advice(records)
+    yield from filter(None, dict.fromkeys(map(calibrated, records)))
+    yield from dict.fromkeys(as_published(r) for r in records if r.published_source)
+    one_shape = len({shape(record) for record in records}) == 1
+    yield from dict.fromkeys(conditions(record, one_shape) for record in records)
+
+
+def verdicts(records: Sequence[Record]) -> str:
+    """Sum up the comparisons of one run, or say why they have no verdict."""
+    compared = [r.comparison for r in records if r.comparison]
+    if any(comparison.verdict is None for comparison in compared):
+        pairs = max(int(record.values.get("pairs") or 0) for record in records)
+        return (
+            "No verdict: one process pair, so the interval leaves out what differs from process "
+            "to process."
+            if pairs <= 1
+            else f"No verdict: {pairs} process pairs are too few."
+        )
+    return standing(records) if len(compared) > 1 else ""
+
+
+def standing(records: Sequence[Record]) -> str:
+    """Say which models stand on which side of the baseline; ties stay ties."""
+    sides: dict[str, list[str]] = {"FASTER": [], "SAME": [], "SLOWER": [], "INCONCLUSIVE": []}
+    for record in records:
+        if record.comparison and record.comparison.verdict:
+            sides[record.comparison.verdict].append(record.model)
+    words = {"SAME": "the same", "INCONCLUSIVE": "open"}
+    parts = [
+        f"{words.get(side, side.lower())}: {', '.join(models)}"
+        for side, models in sides.items()
+        if models
+    ]
+    baseline = next(r.comparison.baseline for r in records if r.comparison)
+    return f"Against {baseline} - {'; '.join(parts)}. Models of one side are not ranked."
+
+
+def calibrated(record: Record) -> str:
+    """Say what the machine can tell apart, where that is known."""
+    known = record.calibration
+    if known is None:
+        return ""
+    sees = ", ".join(f"{tier} {found:.1%}" for tier, found in known.detectable.items())
+    return (
+        f"This machine finds differences of: {sees} (calibrated {known.timestamp_utc[:10]} with "
+        f"{known.model}, {rounded(known.latency_ms)} ms; identical models were called different "
+        f"in {known.false_verdicts} of {known.comparisons} comparisons)."
+    )
+
+
+def as_published(record: Record) -> str:
+    """Tell the published figures and where they stand."""
+    known = [
+        f"{number / unit:{form}} {what}"
+        for number, unit, form, what in (
+            (record.published_params, 1e6, "g", "M parameters"),
+            (record.published_macs, 1e9, "g", "GMACs"),
+            (record.published_top1, 1, ".1f", "% top-1"),
+        )
+        if number is not None
+    ]
+    return f"{record.model} as published: {', '.join(known)}; {record.published_source}"
+
+
+def conditions(record: Record, with_shape: bool) -> str:
+    """Say under what conditions a record was measured."""
+    work, environment = record.workload, record.environment
+    where = environment.device_name if environment else work.device
+    versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
+    size = f" {shape(record)}" if with_shape else ""
+    set_ = {"tf32": work.tf32, "cold cache": work.cold_cache}
+    set_[f"trained with {work.optimizer}"] = work.optimizer is not None
+    set_["cudnn.benchmark off"] = work.device != "cpu" and not work.cudnn_benchmark
+    extra = "".join(f", {name}" for name, on in set_.items() if on)
+    dtype = f"amp_{work.dtype}" if work.amp else work.dtype
+    runtime = f"{work.runtime}-channels-last" if work.channels_last else work.runtime
+    return (
+        f"{work.device} ({where}), {work.threads} threads, {dtype}{extra}, {runtime}, "
+        f"batch {work.batch_size} of {work.image}{size}; {versions}; run {record.run_id}"
+    )
