@@ -161,6 +161,11 @@ def test_machines_and_kinds_have_paragraphs_and_shared_facts_stand_once(run):
     assert "on a CPU the largest sum of what the allocator's events tell and on a GPU" in everything
 
 
+def test_every_command_is_told(run):
+    found = methods([*run(command="datbench compare --models x"), *run(command="datbench y")])
+    assert ["repeated by `" in text for text in found] == [False, True, True, False, False]
+
+
 def test_what_is_not_known_is_said(run, make_record):
     old = run("SLOWER", tier="", min_effect=None, command="")
     everything = " ".join(methods(old))

@@ -66,8 +66,8 @@ def test_a_filter_keeps_the_rows_for_which_it_is_true(content, where, expected):
         ("", "cannot be read"),
         ("\0", "cannot be read"),
         ("@x == 1", "cannot be read.*there are no @variables"),
-        ("batch_sise == 1", r"no column named 'batch_sise'; did you mean batch_size\?; known: mod"),
-        ("__import__('os').system('id') == 0", "no column named '__import__'"),
+        ("batch_sise == 1", r"no column named 'batch_sise'; did you mean batch_size"),
+        ("__import__('os') == 0", "no column named '__import__'"),
         ("model.__class__ == 1", ".__class__ is not for filters"),
         ("model.to_csv('written') == 1", ".to_csv is not for filters"),
         ("model.str.startwith('a')", "did you mean startswith"),
@@ -130,7 +130,7 @@ def test_chosen_columns_are_those_of_every_table(content):
     assert "28.3" in table
     assert "GFLOPs" not in table
     assert "| verdict | model | params M | throughput img/s |" in render(chosen, "md")
-    assert r"verdict & model & params & throughput \\" in render(chosen, "tex")
+    assert "\n & & params & throughput \\\\\n" in render(chosen, "tex").replace("  ", " ")
 
 
 def test_samples_of_rows_that_are_left_out_are_left_out(content):

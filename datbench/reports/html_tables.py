@@ -145,7 +145,7 @@ def _conditions(record: Record) -> dict[str, str]:
 def published_table(records: Sequence[Record]) -> Markup | None:
     """Set published figures beside ours; None where there are none."""
     titles = [
-        "model", "params M published", "ours", "GMACs published", "ours", "top-1 % published",
+        "model", "params M\npublished", "ours", "GMACs\npublished", "ours", "top-1 %\npublished",
         "source",
     ]  # fmt: skip
     rows = dict.fromkeys(
@@ -167,8 +167,8 @@ def published_table(records: Sequence[Record]) -> Markup | None:
 def anchors_table(records: Sequence[Record]) -> Markup | None:
     """Set published throughput beside ours; a ratio only where the GPU is the same."""
     titles = [
-        "model", "GPU published", "img/s published", "batch published", "conditions published",
-        "ours img/s", "ours / published", "source",
+        "model", "GPU\npublished", "img/s\npublished", "batch\npublished",
+        "conditions\npublished", "img/s\nours", "ours /\npublished", "source",
     ]  # fmt: skip
     rows = dict.fromkeys(
         (

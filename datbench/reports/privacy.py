@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datbench.records import Record
+from datbench.records import Environment, Measurement, Record
 from datbench.reports import Content
 
 NAME = r"[^\s/\\:;,\"'<>|()\[\]{}]+"
@@ -25,6 +25,7 @@ PATH = re.compile(r"[^\s:;,=\"'<>|()\[\]{}]*[/\\][^\s:;,=\"'<>|()\[\]{}]*")
 HIDDEN = re.compile(r"host-[0-9a-f]{8}")
 OURS = frozenset("family device dtype mode optimizer runtime tier verdict name schema key".split())
 LABELS = frozenset({"model", "baseline"})  # ours, unless they are paths
+NUMBERS = frozenset({int, float, bool, type(None)})
 
 
 def without_host(content: Content) -> Content:
@@ -33,37 +34,53 @@ def without_host(content: Content) -> Content:
     The same host has the same hash everywhere, so that machines stay apart. Names are looked for
     in every text, a user's only as a whole part of a path.
     """
-    records = [record.to_json() for record in content.records]
     hosts = {r.environment.host for r in content.records if r.environment} - {""}
-    texts = set(_texts(records)) | set(_texts(list(content.samples.values())))
-    hide = functools.cache(_hiding(hosts, _users(texts)))
+    texts: dict[str, str] = {}
+    _hidden_content(content, lambda text: texts.setdefault(text, text))
+    return _hidden_content(content, functools.cache(_hiding(hosts, _users(texts))))
+
+
+def _hidden_content(content: Content, hide: Callable[[str], str]) -> Content:
+    environments: dict[int, Environment | None] = {}  # by identity: thousands share one
+
+    def of_record(record: Record) -> Record:
+        where = record.environment
+        if id(where) not in environments:
+            environments[id(where)] = _hidden(where, hide)
+        found = {
+            name: _hidden(getattr(record, name), hide, name)
+            for name in _fields(Record)
+            if name != "environment"
+        }
+        return Record(**found, environment=environments[id(where)])
+
     samples = {
         (hide(run_id), _hidden(model, hide, "model")): _hidden(slots, hide)
         for (run_id, model), slots in content.samples.items()
     }
-    hidden = [Record.from_json(_hidden(record, hide)) for record in records]
-    return dataclasses.replace(content, records=hidden, samples=samples)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every string in lists and dictionaries."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+    records = list(map(of_record, content.records))
+    return dataclasses.replace(content, records=records, samples=samples)
 
 
 def _hidden(value: Any, hide: Callable[[str], str], key: str = "") -> Any:
-    """Replace the strings in lists and dictionaries, but for words of datbench's own."""
+    """Replace the strings in records, lists and dictionaries, but for words of datbench's own."""
+    if type(value) in NUMBERS or (isinstance(value, Measurement) and not value.warnings):
+        return value
     if isinstance(value, str):
         ours = key in OURS or (key in LABELS and not re.search(r"[/\\]", value))
         return value if ours else hide(value)
     if isinstance(value, Mapping):
         return {k: _hidden(v, hide, k) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_hidden(item, hide, key) for item in value]
-    return value
+        numbers = NUMBERS.issuperset(map(type, value))
+        return value if numbers else type(value)(_hidden(item, hide, key) for item in value)
+    cls: Any = type(value)
+    return cls(**{name: _hidden(getattr(value, name), hide, name) for name in _fields(cls)})
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def _users(texts: Iterable[str]) -> set[str]:

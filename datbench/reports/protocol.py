@@ -52,8 +52,8 @@ def protocol(records: Sequence[Record]) -> str:
         f"{percent(STEADY)} of the fastest of the {BLOCKS} before, or for {WARMUP_MOST_S:g} s "
         f"(less under a budget). Times were taken in slots of at least {SLOT_ITERATIONS} "
         f"consecutive iterations and {SLOT_MS:g} ms, after untimed ones where another model ran "
-        f"before, {clock}. Gauges around each slot tell whether another process had the cores or the "
-        f"clocks moved{_reference(devices)}; such a slot was timed again, for at most "
+        f"before, {clock}. Gauges around each slot tell whether another process had the cores or "
+        f"the clocks moved{_reference(devices)}; such a slot was timed again, for at most "
         f"{percent(REDONE_SHARE)} of all slots and {REDONE_FIRST} more. The times of a slot that "
         f"was replaced are left out of the figures, and no others are. A latency is the median "
         f"over all timed iterations with a 95 % interval by "
@@ -177,10 +177,14 @@ def _on(name: str, devices: dict[str, Any]) -> str:
 
 
 def names(records: Sequence[Record]) -> str:
-    """Name the models of records, each once, and count those beyond the first few."""
-    names = list(dict.fromkeys(record.model for record in records))
-    more = len(names) - NAMED
-    return listed([*names[:NAMED], f"{more} more"] if more > 0 else names)
+    """Name the models of records, each once."""
+    return some(list(dict.fromkeys(record.model for record in records)))
+
+
+def some(words: Sequence[str]) -> str:
+    """List the first words, and count the rest."""
+    more = len(words) - NAMED
+    return listed([*words[:NAMED], f"{more} more"] if more > 0 else words)
 
 
 def listed(words: Sequence[str]) -> str:

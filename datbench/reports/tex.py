@@ -40,6 +40,8 @@ GREEK = (
 SPECIAL |= {
     unicodedata.lookup(f"GREEK SMALL LETTER {name}"): f"$\\{name}$" for name in GREEK.split()
 }
+# Most cells: short, without two dashes or commas in a row.
+HARMLESS = re.compile(r"(?:[A-Za-z0-9 .:;()\[\]/=+*@!?]|-(?!-)|,(?!,)){,30}")
 # Letters with marks that every TeX can set.
 LETTERS = frozenset(
     "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿĆćČčĎďĚěĞğİıŁłŃńŇňŐőŒœŘřŚśŞşŠšŤťŮůŰű"
@@ -148,9 +150,9 @@ class Table:
 def _paper(tables: Sequence[Table]) -> tuple[int, int, str]:
     """Choose the sides of the paper in millimetres and the size of type, so that tables fit."""
     for width, size, letter in FITS:
-        if max(table.points(letter) for table in tables) <= (width - 2 * MARGIN) * POINTS:
+        points = max((table.points(letter) for table in tables), default=0)
+        if points <= (width - 2 * MARGIN) * POINTS:
             return width, 507 - width, size  # A4, upright or not
-    points = max(table.points(letter) for table in tables)
     return math.ceil(points / POINTS) + 2 * MARGIN, 210, size
 
 
@@ -176,6 +178,8 @@ def _list(told: Sequence[str]) -> list[str]:
 
 def escaped(text: str) -> str:
     """Write text so that LaTeX sets it as it is, long words with places to break."""
+    if HARMLESS.fullmatch(text):
+        return text
     return "".join(
         r"\allowbreak{}".join(map(_letter, word)) if len(word) > UNBROKEN else _word(word)
         for word in re.split(r"(\s)", text)
@@ -201,5 +205,7 @@ def _letter(character: str) -> str:
 
 def _length(text: str) -> int:
     """Letters of a cell as they are set."""
+    if HARMLESS.fullmatch(text):
+        return len(text)
     set_ = re.sub(r"\\(allowbreak|ttfamily)(\{\})?", "", escaped(text))
     return len(re.sub(r"[{}$]", "", re.sub(r"\\[a-z]+(\{\}|\d*)|\\.", "x", set_)))

@@ -122,8 +122,8 @@ def straight(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[s
     cells = [[_folded(cell) for cell in row] for row in rows]
     head = [title.translate(VISIBLE).split("\n") for title in titles]
     widths = [
-        max(cell_len(line) for cell in (name, *column) for line in cell)
-        for name, column in zip(head, zip(*cells, strict=True), strict=True)
+        max(cell_len(line) for cell in (name, *(row[i] for row in cells)) for line in cell)
+        for i, name in enumerate(head)
     ]
     words = [is_words(title) for title in titles]
     height = max(map(len, head))

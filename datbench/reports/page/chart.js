@@ -2,6 +2,7 @@
 // Axes, marks and their names: what all plots share. Text is set as text, never as markup.
 
 const HEIGHT = 340;
+const PAPER = 700; // width in pixels of what is printed
 const DOWN = "http://www.w3.org/2000/svg";
 const SHAPES = [
   "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z",
@@ -18,6 +19,8 @@ const VERDICTS = {
   INCONCLUSIVE: SHAPES[3],
   "": SHAPES[0],
 };
+
+let printing = false;
 
 function shape(tag, attributes, text = "") {
   const made = document.createElementNS(DOWN, tag);
@@ -103,7 +106,7 @@ class Chart {
     this.canvas = figure.querySelector(".canvas");
     this.readout = figure.querySelector(".readout");
     this.readout.textContent = "";
-    this.width = Math.max(260, this.canvas.clientWidth);
+    this.width = printing ? PAPER : Math.max(260, this.canvas.clientWidth);
     this.height = height;
     this.narrow = this.width < 560;
     this.marks = [];

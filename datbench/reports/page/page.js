@@ -77,10 +77,19 @@ if (data) {
   }).observe(document.querySelector("main"));
 }
 refresh();
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => {
-  one.dataset.was = one.open;
-  one.open = true;
-}));
-addEventListener("afterprint", () => document.querySelectorAll("details").forEach((one) => {
-  one.open = one.dataset.was === "true";
-}));
+addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("details:not([open])")) {
+    one.dataset.closed = "";
+    one.open = true;
+  }
+  printing = true;
+  drawAll();
+});
+addEventListener("afterprint", () => {
+  for (const one of document.querySelectorAll("details[data-closed]")) {
+    delete one.dataset.closed;
+    one.open = false;
+  }
+  printing = false;
+  drawAll();
+});

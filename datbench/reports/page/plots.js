@@ -45,7 +45,7 @@ function pareto(figure, models) {
   }
   const rest = found.filter((model) => !front.includes(model));
   const unnamed = [...front, ...rest].filter((model) => !label(chart, box, taken, model, at(model)));
-  return unnamed.length ? `${unnamed.length} marks have no name for want of room: point at them, or show fewer.` : "";
+  return unnamed.length ? `Without a name, for want of room: ${unnamed.length}. Point at them, or show fewer.` : "";
 }
 
 // Models that none other beats: sorted by x, each one better in y than all before it.
@@ -170,7 +170,7 @@ function memory(figure, models) {
   const told = models.flatMap((model) => kinds(model).map((kind) => said(model, kind)));
   const height = models.reduce((sum, model) => sum + 26 + 17 * kinds(model).length, 60);
   const chart = new Chart(figure, height, told.join("; "));
-  const box = { left: 8, right: chart.width - (chart.narrow ? 180 : 210), top: 8, bottom: height - 42 };
+  const box = { left: 8, right: chart.width - (chart.narrow ? 192 : 210), top: 8, bottom: height - 42 };
   const all = models.flatMap((model) => Object.values(model.memory));
   const across = scaled(all, box.left, box.right, { zero: true, room: 0 });
   chart.axes(box, across, null, { x: "MiB" });

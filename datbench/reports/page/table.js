@@ -14,7 +14,7 @@ function cellValue(row, column, number) {
 function sortBy(table, head) {
   const column = head.cellIndex;
   const number = head.dataset.kind === "number";
-  const down = head.ariaSort === "ascending";
+  const down = head.getAttribute("aria-sort") === "ascending";
   for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
   const sign = down ? -1 : 1;
