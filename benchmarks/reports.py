@@ -100,8 +100,23 @@ def fill(folder: RunFolder, records: int) -> None:
         for n in range(records):
             for slot in range(2):
                 times = [76.5 + n % 997 / 10 + i / 100 for i in range(10)]
-                told = {"model": f"model_{n}", "pair": slot, "round": 0, "slot": slot}
-                file.write(json.dumps({**told, "latency_ms": times, "redone": False}) + "\n")
+                told = {
+                    "model": f"model_{n}",
+                    "pair": slot,
+                    "group": 0,
+                    "round": 0,
+                    "slot": slot,
+                    "ended_utc": f"2026-11-22T11:{n // 60 % 60:02}:{n % 60:02}.{slot}+00:00",
+                    "latency_ms": times,
+                    "host_ms": None,
+                    "parts_ms": None,
+                    "disturbed": None,
+                    "redone": False,
+                    "host": {"waited_ms": 0.25, "switches": 1},
+                    "reference_ms": [1.1, 1.2],
+                    "gpu": [],
+                }
+                file.write(json.dumps(told) + "\n")
 
 
 def measure(folder: Path, output: Path) -> tuple[float, float] | str:

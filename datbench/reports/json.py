@@ -6,7 +6,7 @@ A record is a line, so that a text comparison shows which ones differ.
 from __future__ import annotations
 
 import json as codec
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,21 @@ def json(content: Content) -> str:
     slots = (
         {"run_id": run_id, **slot} for (run_id, _), of in content.samples.items() for slot in of
     )
-    parts = (f'"schema": {SCHEMA}', _lines("records", records), _lines("samples", slots))
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    parts = (*_lines("records", records, "],"), *_lines("samples", slots, "]"))
+    return "\n".join(["{", f'"schema": {SCHEMA},', *parts, "}", ""])
 
 
-def _lines(name: str, items: Iterable[Mapping[str, Any]]) -> str:
-    lines = ",\n".join(codec.dumps(item, allow_nan=False) for item in items)
-    return f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []'
+def _lines(name: str, items: Iterable[Mapping[str, Any]], end: str) -> Iterator[str]:
+    """Yield a list, an item a line, with commas between them."""
+    yield f'"{name}": ['
+    before = ""
+    for item in items:
+        if before:
+            yield f"{before},"
+        before = codec.dumps(item, allow_nan=False)
+    if before:
+        yield before
+    yield end
 
 
 def read(path: Path) -> list[Record]:

@@ -70,7 +70,8 @@ def _hidden(value: Any, hide: Callable[[str], str], key: str = "") -> Any:
         ours = key in OURS or (key in LABELS and not re.search(r"[/\\]", value))
         return value if ours else hide(value)
     if isinstance(value, Mapping):
-        return {k: _hidden(v, hide, k) for k, v in value.items()}
+        found = {k: _hidden(v, hide, k) for k, v in value.items()}
+        return value if found == value else found  # a copy of each slot takes memory
     if isinstance(value, list | tuple):
         numbers = NUMBERS.issuperset(map(type, value))
         return value if numbers else type(value)(_hidden(item, hide, key) for item in value)
