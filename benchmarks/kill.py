@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from datbench.reports.txt import plain_table
+from datbench.schedule import DEFAULT
 from datbench.store import latest_run
 
 BLOCKS = "acmix cpca ema msca msda psa psa_s sea sra neighborhood".split()
@@ -74,15 +75,21 @@ def one(kind: str, moment_s: float, folder: Path) -> dict[str, Any]:
     finished = {model for model, record in before.items() if record.finished}
     begun = {slot["model"] for slot in slots} - finished
     whole, cut = pairs_of(slots)
+    kept = {m: sum(s["model"] == m and not s["redone"] for s in slots) for m in MODELS}
     run = latest_run(results).run_id if before else None
     done = subprocess.run(command(kind, results, run), capture_output=True, text=True, check=False)
     after, all_slots, damage = state(results)
     lost = [m for m in finished if after[m].timestamp_utc != before[m].timestamp_utc]
+    counted = {m: sum(s["model"] == m and not s["redone"] for s in all_slots) for m in MODELS}
+    again = {m: counted[m] - kept[m] for m in MODELS}  # slots of the resumed part
     complete = (
         done.returncode == 0
         and set(after) == set(MODELS)
         and all(record.finished and record.error is None for record in after.values())
         and all_slots[: len(slots)] == slots
+        and (kind == "profile" or pairs_of(all_slots)[0] <= DEFAULT.looks[-1])
+        and all(record.values["pairs"] >= whole for record in after.values())
+        and all(again[model] == 0 for model in finished)
     )
     return {
         "killed after s": f"{moment_s:.1f}",

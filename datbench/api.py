@@ -12,7 +12,7 @@ from datbench.calibration import latest_calibration
 from datbench.plan import Plan, make_plan
 from datbench.records import Record
 from datbench.runner import Progress, run
-from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol
+from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol, profile_protocol
 from datbench.store import RunFolder, find_run
 
 
@@ -93,11 +93,3 @@ def choose_protocol(
     """Return the protocol of a comparison."""
     tier = QUICK if quick else RIGOROUS if rigorous else DEFAULT
     return dataclasses.replace(tier, budget_s=budget, min_effect=min_effect)
-
-
-def profile_protocol(rigorous: bool, budget: float | None) -> Protocol:
-    """Return the protocol of a profile: nothing is compared, so one look at the end."""
-    tier = RIGOROUS if rigorous else QUICK
-    return dataclasses.replace(
-        QUICK, looks=(5 if rigorous else 1,), budget_s=budget, name=tier.name
-    )

@@ -154,6 +154,7 @@ def restore(
                 arm = here[slot["model"]]
                 arm.processes[-1].take(slot["latency_ms"], slot["host_ms"], slot["parts_ms"])
                 arm.slots += 1
+                arm.foreign = max(arm.foreign, slot["foreign"])
                 for told in slot["disturbed"]:
                     arm.disturb(told)
                 medians[arm.label].append(statistics.median(slot["latency_ms"]))

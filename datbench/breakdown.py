@@ -189,7 +189,8 @@ def show(breakdown: Breakdown, *, by_op: bool = False, depth: int | None = None)
 def _module_table(breakdown: Breakdown, depth: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from datbench.reports.txt import plain_table, rounded
+    from datbench.reports.cells import rounded
+    from datbench.reports.txt import plain_table
 
     rows = [row for row in breakdown.modules if _depth(row.name) <= depth]
     shown = [row for row in rows if row.params or row.macs or not row.name]
@@ -263,7 +264,7 @@ def _operator_table(breakdown: Breakdown) -> Iterator[RenderableType]:
 
 def short(value: float | None) -> str:
     """Three significant digits with a suffix: 4.59 G, 28.3 M, 150 K, 96."""
-    from datbench.reports.txt import rounded
+    from datbench.reports.cells import rounded
 
     if value is None:
         return ""

@@ -62,7 +62,8 @@ def show(found: Sequence[dict[str, Any]]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from datbench.reports.txt import plain_table, rounded, scaled
+    from datbench.reports.cells import rounded, scaled
+    from datbench.reports.txt import plain_table
 
     table = plain_table(expand=True)
     for title in ("model", "short", "input", "params\nM", "GMACs", "top-1\n%", "what it is"):

@@ -14,17 +14,18 @@ import rich_click as click
 from click.shell_completion import CompletionItem
 
 from datbench import catalogue
-from datbench.api import choose_protocol, prepare, profile_protocol
+from datbench.api import choose_protocol, prepare
 from datbench.errors import UserError
 from datbench.plan import add_plugins, make_plan
 from datbench.rows import as_text
+from datbench.schedule import profile_protocol
 from zoo import ZooError, detector_yaml, list_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from datbench.records import Record
-    from datbench.reports import Content
+    from datbench.reports import Content, ReportFile
     from datbench.schedule import Protocol
     from datbench.store import RunFolder
 
@@ -53,15 +54,22 @@ class OneLine(click.RichGroup):
             status: Any = run()
         except click.ClickException as error:
             message = " ".join(error.format_message().split())
-            click.echo(f"Error: {message}", err=True)
+            _complain(f"Error: {message}")
             sys.exit(error.exit_code)
         except (UserError, ZooError) as error:
-            click.echo(f"Error: {error}", err=True)
+            _complain(f"Error: {error}")
             sys.exit(USAGE)
         except click.Abort:
             click.echo("Interrupted.", err=True)
             sys.exit(INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(text: str) -> None:
+    """Write a line on stderr, in which nothing moves the cursor or changes colours."""
+    from datbench.reports.cells import VISIBLE
+
+    click.echo(text.translate(VISIBLE), err=True)
 
 
 class Variadic(click.RichCommand):
@@ -325,7 +333,7 @@ def profile(
             "--rigorous and --budget are for measuring, and so is --mode train; leave them out of "
             "a count"
         )
-    for name in ("results", "resume", "include_host"):
+    for name in ("results", "resume"):
         del options[name]
     _break_down(models, by_op, depth, time_modules, **options)
 
@@ -382,7 +390,7 @@ def compare(
     records = _measure("compare", models, protocol, **options)
     reasons = list(failures(records, gates))
     for reason in reasons:
-        click.echo(reason, err=True)
+        _complain(reason)
     if reasons:
         sys.exit(GATED)
     _exit_on_faults(records)
@@ -510,20 +518,22 @@ def export_report(
     sort: str | None,
     where: str | None,
 ) -> None:
-    """Write reports of one or more RUN folders, by default of the latest.
+    """Write reports of one or more RUNs, folders or .json and .jsonl files; by default the latest.
 
     Without --output and --format: report.csv and report.html in the first folder. Several runs
     become one report, in which machines stay apart.
     """
     from datbench.reports import REPORTS, check_output, gather
     from datbench.reports.select import select
-    from datbench.store import find_run, latest_run
+    from datbench.store import latest_run
 
-    folders = [find_run(run, results) for run in runs] or [latest_run(results)]
+    folders = [_run(run, results) for run in runs] or [latest_run(results)]
     files = [form for form in forms if form in ("html", "xlsx", "png", "svg")]
     if not outputs and not forms:
         files = ["csv", "html"]
-    outputs = (*outputs, *(folders[0].path / f"report.{suffix}" for suffix in files))
+    first = folders[0].path
+    place = first / "report" if first.is_dir() else first.with_suffix("")
+    outputs = (*outputs, *(Path(f"{place}.{suffix}") for suffix in files))
     for output in outputs:
         check_output(output)
     samples = any(REPORTS[output.suffix[1:]].samples for output in outputs) or "json" in forms
@@ -569,11 +579,14 @@ def diff(run_a: Path, run_b: Path, conditions: tuple[str, ...], results: Path, f
     """
     from datbench import diff as differing
     from datbench.gate import DIRECTIONS, GROWTH, Gate
-    from datbench.store import find_run
+    from datbench.reports import gather
+    from datbench.reports.privacy import without_host
 
     gates = [Gate.parse(text, (*DIRECTIONS, *GROWTH)) for text in conditions]
-    folders = [find_run(run, results) for run in (run_a, run_b)]
-    found = differing.difference(*(folder.records() for folder in folders))
+    folders = [_run(run, results) for run in (run_a, run_b)]
+    sides = [gather([folder], samples=False) for folder in folders]
+    # Hosts as in reports that others sent, so that one machine is the same on both sides.
+    found = differing.difference(*(without_host(side).records for side in sides))
     _tell_damage(folders)
     if form == "table":
         _stdout().print(differing.show(found))
@@ -581,16 +594,16 @@ def diff(run_a: Path, run_b: Path, conditions: tuple[str, ...], results: Path, f
         rows = [entry.row() for entry in found.changes]
         click.echo(as_text(rows, form, differing.COLUMNS), nl=False)
         for line in differing.notes(found):
-            click.echo(line, err=True)
+            _complain(line)
     if not found.changes:
         raise UserError(f"{run_a} and {run_b} have no model under the same workload in common")
     reasons = list(differing.failures(found, gates))
     for reason in reasons:
-        click.echo(reason, err=True)
+        _complain(reason)
     if reasons:
         sys.exit(GATED)
     if gates and (open_ := differing.unjudged(found, gates)):
-        click.echo(f"Error: cannot be judged: {'; '.join(open_)}", err=True)
+        _complain(f"Error: cannot be judged: {'; '.join(open_)}")
         sys.exit(FAILED)
 
 
@@ -697,12 +710,14 @@ def _break_down(
     time_modules: bool,
     *,
     outputs: Sequence[Path],
+    include_host: bool,
     form: str,
     **options: Any,
 ) -> None:
     """Count the parts of each model, show and write; exit with 1 if a model failed."""
     from datbench import breakdown
     from datbench.reports import check_output, write_file
+    from datbench.reports.privacy import without_home
 
     for output in outputs:
         check_output(output, among=("csv", "json", "txt"))
@@ -724,7 +739,7 @@ def _break_down(
         click.echo(breakdown.render(found, form, by_op=by_op, depth=depth), nl=False)
     for output in outputs:
         text = breakdown.render(found, output.suffix[1:], by_op=by_op, depth=depth)
-        write_file(text, output)
+        write_file(text if include_host else without_home(text), output)
         click.echo(f"Wrote {output}", err=True)
     for part in found:
         if part.error and form != "table":
@@ -797,7 +812,7 @@ def _print_content(content: Content, form: str, include_host: bool) -> None:
     from datbench.reports.txt import show
 
     console = _stdout()
-    console.print(show(content.records, console.width, content.columns))
+    console.print(show(content.records, console.width, content.columns), crop=False)
 
 
 def _public(content: Content, include_host: bool) -> Content:
@@ -806,10 +821,22 @@ def _public(content: Content, include_host: bool) -> Content:
     return content if include_host else without_host(content)
 
 
-def _tell_damage(folders: Sequence[RunFolder]) -> None:
+def _run(name: Path, results: Path) -> RunFolder | ReportFile:
+    """A run folder, by path or by name, or a report that holds records."""
+    from datbench.reports import ReportFile
+    from datbench.store import RECORDS, SAMPLES, find_run
+
+    if name.name in (RECORDS, SAMPLES):
+        name = name.parent
+    if name.suffix in (".json", ".jsonl") and name.is_file():
+        return ReportFile(name)
+    return find_run(name, results)
+
+
+def _tell_damage(folders: Sequence[RunFolder | ReportFile]) -> None:
     for folder in folders:
         for damage in folder.damage:
-            click.echo(damage, err=True)
+            _complain(damage)
 
 
 def _stdout() -> Console:

@@ -19,8 +19,8 @@ from datbench.records import Calibration, Record
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MEMORY = ("peak_allocated_mib", "peak_reserved_mib")
-FIGURES = ("params", "macs", *MEMORY)
+FIGURES = ("params", "macs", "peak_allocated_mib", "peak_reserved_mib")
+GROWING = {"params": "params", "macs": "macs", "memory": "peak_allocated_mib"}  # by condition
 COLUMNS = (
     "model", "img_size", "batch_size",
     *(f"{figure}_{side}" for figure in FIGURES for side in "ab"),
@@ -49,11 +49,12 @@ class Change:
         """Label of the model."""
         return self.b.model
 
-    def grown(self, figures: Sequence[str]) -> float | None:
-        """Largest relative growth of any of these figures; None where none is known."""
-        both = [(self.a.values.get(name), self.b.values.get(name)) for name in figures]
-        growth = [b / a - 1 for a, b in both if a and b is not None]
-        return max(growth, default=None)
+    def grown(self, what: str) -> float | None:
+        """Relative growth of what a condition is about; None where it is not known."""
+        a, b = (record.values.get(GROWING[what]) for record in (self.a, self.b))
+        if a is None or b is None:
+            return None
+        return b / a - 1 if a else math.inf if b else 0.0
 
     def row(self) -> dict[str, Any]:
         """Return the change by `COLUMNS`."""
@@ -165,8 +166,7 @@ def failures(found: Difference, gates: Sequence[Gate]) -> Iterator[str]:
             if gate.direction in ("slower", "faster"):
                 holds = gate.beyond(entry.lo, entry.hi)
             else:
-                figures = MEMORY[:1] if gate.direction == "memory" else (gate.direction,)
-                growth = entry.grown(figures)
+                growth = entry.grown(gate.direction)
                 holds = growth is not None and growth > gate.percent / 100
             if holds:
                 yield f"{entry.model}: {_told(entry, gate)}, beyond {gate}"
@@ -177,17 +177,20 @@ def _told(entry: Change, gate: Gate) -> str:
 
     if gate.direction in ("slower", "faster"):
         return f"{rounded(entry.ratio)}x the latency{between(entry.lo, entry.hi)}"
-    growth = entry.grown(MEMORY[:1] if gate.direction == "memory" else (gate.direction,)) or 0
-    return f"{growth:+.1%} {gate.direction}"
+    return f"{entry.grown(gate.direction):+.1%} {gate.direction}"
 
 
 def unjudged(found: Difference, gates: Sequence[Gate]) -> list[str]:
     """Say of which models no condition can be judged, and why."""
     told = [f"{name} is missing in B" for name in found.only_a]
     for entry in found.changes:
+        grows = [gate.direction for gate in gates if gate.direction in GROWING]
+        unknown = [what for what in grows if entry.grown(what) is None]
         if entry.b.error:
             told.append(f"{entry.model} failed in B")
-        elif any(g.direction in ("slower", "faster") for g in gates) and entry.lo is None:
+        elif unknown:
+            told.append(f"{entry.model} has no {' and '.join(unknown)} in one of the runs")
+        elif len(grows) < len(gates) and entry.lo is None:
             apart = entry.a.machine != entry.b.machine
             why = "was measured on different machines" if apart else "has too few samples"
             told.append(f"{entry.model} {why}")
@@ -197,10 +200,9 @@ def unjudged(found: Difference, gates: Sequence[Gate]) -> list[str]:
 def show(found: Difference) -> RenderableType:
     """Lay the difference out as a table with its notes."""
     from rich.console import Group
-    from rich.text import Text
 
     from datbench.reports.cells import between, rounded, scaled, shape
-    from datbench.reports.txt import plain_table
+    from datbench.reports.txt import plain, plain_table
 
     table = plain_table()
     several = len({entry.b.workload for entry in found.changes}) > 1
@@ -216,14 +218,14 @@ def show(found: Difference) -> RenderableType:
             *sizes,
             _arrow(scaled(a.get("params"), 1e6), scaled(b.get("params"), 1e6)),
             _arrow(scaled(a.get("macs"), 1e9), scaled(b.get("macs"), 1e9)),
-            _arrow(rounded(a.get(MEMORY[0])), rounded(b.get(MEMORY[0]))),
+            _arrow(*(rounded(values.get(GROWING["memory"])) for values in (a, b))),
             "failed" if entry.a.error else rounded(a.get("latency_ms_median")),
             "failed" if entry.b.error else rounded(b.get("latency_ms_median")),
             f"{ratio}{between(entry.lo, entry.hi)}" if ratio else "",
             reading(entry),
         ]
-        table.add_row(*map(Text, cells))
-    return Group(table, "", *map(Text, notes(found)))
+        table.add_row(*map(plain, cells))
+    return Group(table, "", *map(plain, notes(found)))
 
 
 def _arrow(before: str, after: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from datbench.errors import UserError
 from datbench.records import Record
-from datbench.reports.txt import told
+from datbench.reports.cells import told
 
 DIRECTIONS = ("slower", "faster")
 GROWTH = ("params", "macs", "memory")  # what may have grown between two runs
@@ -74,5 +74,11 @@ def failures(records: Sequence[Record], gates: Sequence[Gate]) -> Iterator[str]:
 
 
 def unjudged(records: Sequence[Record]) -> list[str]:
-    """Models whose comparison has no verdict, so that no condition can hold."""
-    return [r.model for r in records if r.comparison and r.comparison.verdict is None]
+    """Models that were timed and have no verdict, so that no condition can hold."""
+    baselines = {record.comparison.baseline for record in records if record.comparison}
+    return [
+        record.model
+        for record in records
+        if record.error is None and record.model not in baselines
+        if record.comparison is None or record.comparison.verdict is None
+    ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datbench.errors import UserError
 from datbench.records import Record
-from datbench.store import RunFolder, run_folders
+from datbench.store import NAME, RunFolder, run_folders
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-COLUMNS = ("run", "started_utc", "models", "failed", "state", "device_name", "command", "damage")
+COLUMNS = (
+    "run", "started_utc", "models", "failed", "state", "device_name", "command", "path", "damage",
+)  # fmt: skip
 
 
 def rows(results: Path) -> list[dict[str, Any]]:
@@ -39,10 +43,11 @@ def facts(folder: RunFolder) -> dict[str, Any]:
     if not records:
         return row | {"models": "", "state": "empty", "damage": damage}
     return row | {
-        "started_utc": records[0].timestamp_utc,
+        "started_utc": _started(folder),
         "models": " ".join(dict.fromkeys(record.model for record in records)),
         "failed": sum(record.error is not None for record in records),
         "state": state(records),
+        "path": str(folder.path),
         "device_name": records[0].environment.device_name if records[0].environment else None,
         "command": records[0].command or None,
         "damage": damage,
@@ -53,15 +58,36 @@ def state(records: Sequence[Record]) -> str:
     """Say how far a run came: "finished", "unfinished", or "unknown" for an older version's."""
     if any(record.finished is None for record in records):
         return "unknown"
-    return "finished" if all(record.finished for record in records) else "unfinished"
+    done = all(record.finished for record in records) and len(records) >= planned(records[-1])
+    return "finished" if done else "unfinished"
+
+
+def planned(record: Record) -> int:
+    """Number of models in the command of a record."""
+    words = iter(shlex.split(record.command)[2:])
+    models = 0
+    for word in words:
+        if word == "--models":
+            continue
+        if word.startswith("--"):
+            break  # models come first, then options
+        models += 1
+    return models
+
+
+def _started(folder: RunFolder) -> str | None:
+    """When a run began, by the name of its folder."""
+    match = NAME.match(folder.run_id)
+    if match is None:
+        return None
+    return datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).isoformat()
 
 
 def show(found: Sequence[dict[str, Any]]) -> RenderableType:
     """Lay the runs out as a table, with how to go on with those that did not come to their end."""
     from rich.console import Group
-    from rich.text import Text
 
-    from datbench.reports.txt import plain_table
+    from datbench.reports.txt import plain, plain_table
 
     table = plain_table()
     for title in ("run", "state", "failed", "device", "models"):
@@ -74,11 +100,11 @@ def show(found: Sequence[dict[str, Any]]) -> RenderableType:
     for row in found:
         failed = str(row["failed"] or "")
         cells = (row["run"], row["state"], failed, row["device_name"] or "", row["models"] or "")
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(plain, cells))
     notes = [
-        f"{row['run']} goes on with: {row['command']} --resume {row['run']}"
+        f"{row['run']} goes on with: {row['command']} --resume {shlex.quote(row['path'])}"
         for row in found
         if row["state"] == "unfinished" and row["command"]
     ]
     notes += [f"{row['run']}: {row['damage']}" for row in found if row["damage"]]
-    return Group(table, *([""] if notes else []), *map(Text, notes))
+    return Group(table, *([""] if notes else []), *map(plain, notes))

@@ -16,7 +16,8 @@ from datbench.errors import UserError
 from datbench.fitting import largest_batch, parse_memory
 from datbench.plan import Case, make_plan
 from datbench.pool import Pool, Worker, WorkerFault
-from datbench.reports.txt import plain_table, rounded
+from datbench.reports.cells import rounded
+from datbench.reports.txt import plain_table
 from zoo import ZooError
 
 PREDICTED = (

@@ -180,9 +180,9 @@ class Pair:
             arm.slots += 1
             for told in disturbed:
                 arm.disturb(told)
-        gpu = slot.after.gpu
-        if gpu is not None and gpu.processes is not None:
-            arm.foreign = max(arm.foreign, gpu.processes - len(self._workers))
+        seen = slot.after.gpu.processes if slot.after.gpu else None
+        foreign = max(0, (seen or 0) - len(self._workers))
+        arm.foreign = max(arm.foreign, foreign)
         self._run.folder.append_samples(
             {
                 "model": arm.label,
@@ -199,6 +199,7 @@ class Pair:
                 "redone": redone,
                 "rounds": arm.planned[-1],
                 "steady": self._steady[arm.label],
+                "foreign": foreign,
                 "host": gauges.changes(slot.before, slot.after),
                 "reference_ms": [slot.before.reference_ms, slot.after.reference_ms],
                 "gpu": [dataclasses.asdict(r.gpu) for r in (slot.before, slot.after) if r.gpu],

@@ -89,12 +89,13 @@ class Case:
     def key(self) -> str:
         """Content key: the same for the same model, workload and versions.
 
-        A user's file counts by its digest; what it imports does not.
+        A user's file, checkpoint or image counts by its digest; what a file imports does not.
         """
         content = {
             "name": self.name,
             "source": self.named.source,  # of a user's file, with its digest
-            "checkpoint": self.checkpoint,
+            "checkpoint": _digest(self.checkpoint),
+            "image": _digest(self.workload.image),
             "workload": dataclasses.asdict(self.workload),
             "versions": versions(),
         }
@@ -316,6 +317,15 @@ def add_plugins(plugins: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     for file in files:
         load_plugin(file)
     return files
+
+
+@functools.cache
+def _digest(file: str | None) -> str | None:
+    """Digest of a file; a name that is none stays what it is."""
+    if file is None or not Path(file).is_file():
+        return file
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from typing import Any
 
 # What needs quotes: also the semicolon and the tab, which other spreadsheets split cells at.
 QUOTED = re.compile(r"[\",;\t\r\n]")
+PARTS = re.compile(r"(?<=[;\t\r\n])")
 
 
 def as_text(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str]) -> str:
@@ -32,11 +33,22 @@ def inert(value: Any) -> Any:
     """Put an apostrophe before text that a spreadsheet would run as a formula.
 
     Signs of any width count, also behind what is blank or does not show; a tab or line end always.
+    Where other spreadsheets split cells, inside of a text, the same goes for each part.
     """
-    if not isinstance(value, str) or value[:1].isalnum():
+    if not isinstance(value, str) or (value[:1].isalnum() and not QUOTED.search(value)):
         return value
-    first = next((c for c in value if c.isprintable() and c != " "), "")
-    starts = value.startswith(("\t", "\r", "\n"))
-    if starts or unicodedata.normalize("NFKC", first).startswith(("=", "+", "-", "@")):
-        return f"'{value}"
-    return value
+    start = _start(value)
+    first, *rest = PARTS.split(value[start:])
+    parts = (f"'{part}" if _formula(part) else part for part in rest)
+    text = "".join((value[:start], first, *parts))
+    return f"'{text}" if value.startswith(("\t", "\r", "\n")) or _formula(first) else text
+
+
+def _start(text: str) -> int:
+    """Place of the first character that shows."""
+    return next((i for i, c in enumerate(text) if c.isprintable() and c != " "), len(text))
+
+
+def _formula(text: str) -> bool:
+    sign = text[_start(text) :][:1]
+    return unicodedata.normalize("NFKC", sign).startswith(("=", "+", "-", "@"))

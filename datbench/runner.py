@@ -14,6 +14,7 @@ import dataclasses
 import math
 import os
 import platform
+import shlex
 import socket
 import statistics
 import subprocess
@@ -30,7 +31,7 @@ from datbench.metrics.latency import WARMUP_MOST_S, Samples, Slot, summarise
 from datbench.pair import Pair, Place
 from datbench.plan import Plan, versions
 from datbench.pool import Pool
-from datbench.records import Comparison, Environment, Record
+from datbench.records import PARTS, Comparison, Environment, Record
 from datbench.schedule import (
     FEWEST_PAIRS,
     LOOK_LEVEL,
@@ -112,34 +113,45 @@ class Run:
             UserError: it is of another machine.
         """
         arms = {arm.label: arm for arm in self.arms}
+        timed = {m.name for m in summarise([Samples(latency_ms=[1.0])], 1)}
+        timed |= {f"{part}_ms_median" for part in PARTS}
         for record in self.folder.records() if self.folder.has_records else []:
             arm = arms.get(record.model)
             if arm is None or record.key != arm.case.key or record.environment is None:
                 continue
-            self._check_machine(record, arm.environment)
+            self._check_origin(record, arm.environment)
             arm.environment = record.environment
-            timed = {m.name for m in summarise([Samples(latency_ms=[1.0])], 1)}
             arm.measurements = [m for m in record.measurements if m.name not in timed]
             arm.need_mib = need_mib(arm.measurements)
             arm.spent_s.update(record.spent_s)
-            same = (record.tier, record.budget_s) == (
-                self.plan.protocol.name,
-                self.plan.protocol.budget_s,
-            )
-            if (
-                record.finished
-                and not record.error
-                and same
-                and record.min_effect == self.plan.protocol.min_effect
-            ):
+            if record.finished and not record.error and self._as_planned(record):
                 arm.record = record
         slots = self.folder.samples()
         described = {(arm.label, arm.case.key): arm for arm in self.arms if arm.measurements}
         restore(described, self.plan.baseline, slots)
         self._next_pair = max((slot["pair"] for slot in slots), default=-1) + 1
 
-    def _check_machine(self, record: Record, here: Environment) -> None:
-        """Refuse to go on with what another machine began; a GPU is known when it is opened."""
+    def _as_planned(self, record: Record) -> bool:
+        """Whether a record is what this plan would come to, and not that of another protocol."""
+        protocol = self.plan.protocol
+        asked = (protocol.name, protocol.budget_s, protocol.min_effect)
+        against = record.comparison.baseline if record.comparison else None
+        compared = self.plan.baseline is not None and record.model != self.plan.baseline
+        return (record.tier, record.budget_s, record.min_effect) == asked and (
+            against == (self.plan.baseline if compared else None)
+        )
+
+    def _check_origin(self, record: Record, here: Environment) -> None:
+        """Refuse to go on with what another machine or command began.
+
+        A GPU is known only when it is opened.
+        """
+        words = shlex.split(record.command)
+        if words and words[1] != self.plan.command:
+            raise UserError(
+                f"{self.folder.path} is a {words[1]}, and this is a {self.plan.command}; leave "
+                "--resume out"
+            )
         known = record.machine[:2]
         if known != (here.host, here.cpu_name):
             raise UserError(
@@ -191,7 +203,12 @@ class Run:
 
     def _pairs_done(self) -> int:
         """Process pairs that every wanted arm has."""
-        return min(arm.pairs_done for arm in self.wanted if not self._skipped(arm))
+        return min(self._done(arm) for arm in self.wanted if not self._skipped(arm))
+
+    def _done(self, arm: Arm) -> int:
+        """Process pairs of an arm that count; where it is compared, those with the baseline."""
+        compared = any(map(self._is_baseline, self.alive)) and not self._is_baseline(arm)
+        return len(arm.pairs) if compared else arm.pairs_done
 
     def _skipped(self, arm: Arm) -> bool:
         """Whether an arm only goes along, because others are compared with it."""
@@ -232,7 +249,7 @@ class Run:
         """Arms that are alive together, those left out that are ahead of `done` pairs."""
         wanted = self.wanted
         if self.plan.baseline is None:
-            return [[arm] for arm in wanted if arm.pairs_done <= done]
+            return [[arm] for arm in wanted if self._done(arm) <= done]
         baseline = [i for i, arm in enumerate(wanted) if self._is_baseline(arm)]
         found = groups(
             [arm.need_mib for arm in wanted], self._room_mib, baseline[0] if baseline else None
@@ -241,7 +258,7 @@ class Run:
         return [
             group
             for group in together
-            if any(arm.pairs_done <= done and not self._skipped(arm) for arm in group)
+            if any(self._done(arm) <= done and not self._skipped(arm) for arm in group)
         ]
 
     def disturbance(self, slot: Slot) -> gauges.Disturbance:

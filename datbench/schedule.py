@@ -45,6 +45,12 @@ DEFAULT = Protocol(looks=(5, 8), rounds=4, name="default")
 RIGOROUS = Protocol(looks=(5, 8, 12, 20), rounds=4, name="rigorous")
 
 
+def profile_protocol(rigorous: bool, budget_s: float | None) -> Protocol:
+    """Return the protocol of a profile: nothing is compared, so one look at the end."""
+    tier, pairs = (RIGOROUS, DEFAULT.looks[0]) if rigorous else (QUICK, 1)
+    return dataclasses.replace(QUICK, looks=(pairs,), budget_s=budget_s, name=tier.name)
+
+
 def round_order(models: int, seed: int, pair: int, number: int) -> list[int]:
     """Order of the slots of one round: a random permutation, then its mirror image.
 

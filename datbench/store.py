@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ except ImportError:  # not on Windows: one process a folder there
     fcntl = None  # type: ignore[assignment]
 
 RECORDS, SAMPLES = "records.jsonl", "samples.jsonl"
+NAME = re.compile(r"(\d{8}T\d{6})Z-\w")
 
 
 class RunFolder:
@@ -81,12 +83,13 @@ class RunFolder:
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            raise UserError(
-                f"{self.path} is being measured by another datbench; wait for it, or leave "
-                "--resume out for a run of its own"
-            ) from None
+        except OSError as error:  # some network file systems have no such locks
+            if isinstance(error, BlockingIOError):
+                os.close(folder)
+                raise UserError(
+                    f"{self.path} is being measured by another datbench; wait for it, or leave "
+                    "--resume out for a run of its own"
+                ) from None
         try:
             yield
         finally:
@@ -147,7 +150,8 @@ class RunFolder:
         line = json.dumps(data, allow_nan=False).encode() + b"\n"
         with (self.path / name).open("ab+", buffering=0) as file:
             if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
+                with contextlib.suppress(OSError):  # as above
+                    fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
             if _cut_off(file):
                 line = b"\n" + line
             while line:
@@ -187,10 +191,15 @@ def latest_run(results: Path) -> RunFolder:
 def find_run(name: Path, results: Path) -> RunFolder:
     """Return the run folder of a path, or of a name under `results`.
 
+    A run that was killed before its first record is one by its name.
+
     Raises:
         UserError: there is none.
     """
     for path in (name, results / name):
         if path.is_dir():
-            return RunFolder(path)
+            folder = RunFolder(path)
+            if not folder.has_records and not NAME.match(path.resolve().name):
+                raise UserError(f"{path} is no run folder: it has no {RECORDS}")
+            return folder
     raise UserError(f"no run folder {name}, nor {results / name}; `datbench runs` lists the runs")

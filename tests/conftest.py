@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hypothesis import settings
 
 from datbench.records import Comparison, Environment, Measurement, Record, Workload
 from zoo.spec import BLOCKS, MODELS
+
+settings.register_profile("any_machine", deadline=None)  # a busy one may take its time
+settings.load_profile("any_machine")
 
 
 @pytest.fixture

@@ -63,6 +63,12 @@ def call(tmp_path, monkeypatch):
         ("profile block:dat", "--input 256x20x20"),
         ("export-report", "no run under results"),
         ("export-report none", "no run folder none"),
+        ("export-report none --format pdf", "'pdf' is not one of"),
+        ("compare --models dat --resume none", "no run folder none, nor results/none"),
+        ("profile dat --by-op --resume none", "a count has no run to --resume"),
+        ("profile dat --by-op --format md", "is printed as table, csv or json"),
+        ("diff none none", "no run folder none"),
+        ("runs", "no run under results"),
         ("list nothing*", "nothing in the zoo matches"),
         ("list --format xml", "'xml' is not one of"),
         ("frobnicate", "No such command"),
@@ -369,3 +375,104 @@ def test_a_record_carries_the_command_that_measures_it_again(
     assert again.cases == first.cases
     assert (again.protocol, again.baseline) == (first.protocol, first.baseline)
     assert again.shell == first.shell
+
+
+@pytest.fixture
+def kept(tmp_path, three_records):
+    """Two runs on disk, the second of another machine."""
+    folders = [RunFolder.create(tmp_path / "results", "compare") for _ in range(2)]
+    for folder, host in zip(folders, ("bench-1", "bench-2"), strict=True):
+        for record in three_records:
+            there = dataclasses.replace(record.environment, host=host)
+            folder.append(dataclasses.replace(record, run_id=folder.run_id, environment=there))
+        folder.append_samples(
+            {
+                "model": "dat_tiny",
+                "key": three_records[0].key,
+                "pair": 0,
+                "latency_ms": [1.5, 2.5],
+                "disturbed": [],
+                "redone": False,
+                "ended_utc": "2026-11-22T11:00:01+00:00",
+            }
+        )
+    return [folder.run_id for folder in folders]
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "md", "tex", "txt"])
+def test_a_report_is_printed_in_every_format_that_is_text(call, kept, form):
+    found = call("export-report", kept[0], "--format", form)
+    assert found.exit_code == 0, found.stderr
+    assert "swin" in found.stdout
+    assert "1.31" in found.stdout
+    assert found.stderr == ""
+
+
+@pytest.mark.parametrize("form", ["html", "xlsx", "png", "svg"])
+def test_pages_and_pictures_become_files_in_the_run(call, tmp_path, kept, form):
+    found = call("export-report", kept[0], "--format", form)
+    assert (found.exit_code, found.stdout) == (0, "")
+    path = tmp_path / "results" / kept[0] / f"report.{form}"
+    assert f"Wrote {path.relative_to(tmp_path)}" in found.stderr
+    assert path.stat().st_size > 1000
+
+
+def test_runs_of_two_machines_become_one_report_without_a_ratio_between_them(call, kept):
+    text = call("export-report", *kept).stderr
+    assert text.count("Wrote") == 2
+    shown = call("export-report", *kept, "--format", "table").stdout
+    assert "machine A: Test CPU" in shown
+    assert "No ratios between machines" in shown
+
+
+def test_the_host_is_left_out_unless_it_is_asked_for(call, kept):
+    for form in ("csv", "json"):
+        hidden = call("export-report", kept[0], "--format", form).stdout
+        assert "bench-1" not in hidden
+        assert "host-" in hidden
+        told = call("export-report", kept[0], "--format", form, "--include-host").stdout
+        assert "bench-1" in told
+
+
+def test_rows_and_columns_are_chosen(call, kept):
+    chosen = ("--columns", "model,macs", "--sort", "-model", "--filter", "error.isna()")
+    text = call("export-report", kept[0], "--format", "csv", *chosen).stdout
+    assert [line.split(",")[0] for line in text.splitlines()] == ["model", "swin_tiny", "dat_tiny"]
+    for option, value, told in (
+        ("--columns", "modle", "did you mean mode or model"),
+        ("--sort", "latency", "no column named 'latency'"),
+        ("--filter", "batch_size ==", "--filter"),
+    ):
+        found = call("export-report", kept[0], "--format", "csv", option, value)
+        assert found.exit_code == 2
+        assert told in found.stderr
+
+
+def test_a_json_report_is_a_run_like_any_other(call, tmp_path, kept):
+    call("export-report", kept[0], "--output", "a.json", "--output", "a.jsonl")
+    direct = call("export-report", kept[0], "--format", "csv").stdout
+    for name in ("a.json", "a.jsonl"):
+        assert call("export-report", name, "--format", "csv").stdout == direct
+    samples = json.loads((tmp_path / "a.json").read_text())["samples"]
+    again = call("export-report", "a.json", "--format", "json").stdout
+    assert json.loads(again)["samples"] == samples
+    assert samples[0]["latency_ms"] == [1.5, 2.5]
+    found = call("export-report", "a.jsonl")
+    assert "Wrote a.csv" in found.stderr
+    assert call("diff", "a.json", "a.jsonl").exit_code == 0
+
+
+def test_damage_is_told_beside_the_report(call, tmp_path, kept):
+    with (tmp_path / "results" / kept[0] / "records.jsonl").open("a") as file:
+        file.write('{"model"')
+    found = call("export-report", kept[0], "--format", "csv")
+    assert found.exit_code == 0
+    assert "line 4 is damaged and was left out" in found.stderr
+
+
+def test_a_run_is_resumed_by_its_name(call, tmp_path, monkeypatch, kept):
+    folders = []
+    monkeypatch.setattr("datbench.runner.run", lambda _, folder, *__: folders.append(folder) or [])
+    call("compare", "--models", "dat", "swin", "--resume", kept[0])
+    assert [folder.run_id for folder in folders] == [kept[0]]
+    assert len(list((tmp_path / "results").iterdir())) == 2  # and no folder of its own

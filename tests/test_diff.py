@@ -112,6 +112,16 @@ def test_conditions_hold_on_figures_and_on_whole_intervals(timed, condition, b, 
     assert bool(list(failures(found, [gate]))) == holds
 
 
+def test_a_figure_that_is_not_known_is_not_judged(timed):
+    gates = [Gate.parse("macs>1%", GROWTH), Gate.parse("slower>5%")]
+    found = difference([timed()], [timed(macs=None)])
+    assert list(failures(found, gates)) == []
+    assert unjudged(found, gates) == ["dat_tiny has no macs in one of the runs"]
+    grown = difference([timed(macs=0)], [timed(macs=1)])
+    assert "+inf% macs" in next(failures(grown, gates))
+    assert list(failures(difference([timed(macs=0)], [timed(macs=0)]), gates)) == []
+
+
 def test_what_cannot_be_judged_does_not_pass(timed, make_record):
     gates = [Gate.parse("slower>5%")]
     failed = make_record(error="broke", latency_ms_median=None)
@@ -155,6 +165,18 @@ def test_the_command_shows_both_runs_and_ends_by_the_conditions(call, timed):
     away = call([timed()], [elsewhere(timed(), host="b")], "--fail-if", "slower>5%")
     assert away.exit_code == 1
     assert "different machines" in away.stderr
+
+
+def test_a_report_that_was_exported_is_of_the_same_machine(call, timed, tmp_path):
+    call([timed()], [timed()])
+    run = next((tmp_path / "results").iterdir()).name
+    runner = CliRunner()
+    export = ["export-report", run, "--output", "a.jsonl"]
+    assert runner.invoke(cli, export, prog_name="datbench").exit_code == 0
+    assert "bench-1" not in (tmp_path / "a.jsonl").read_text()
+    for lines in ("a.jsonl", f"results/{run}/records.jsonl"):
+        found = runner.invoke(cli, ["diff", lines, run], prog_name="datbench")
+        assert "within the noise" in found.stdout
 
 
 def test_the_command_refuses_what_it_cannot_do(call, timed):

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-import time
 import warnings
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime, timedelta
@@ -400,10 +399,3 @@ def test_no_warning_reaches_the_user(rows):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert render(sampled(rows(["模型", "b"])), "png")
-
-
-def test_a_thousand_records_take_little(rows):
-    content = Content(rows(1000))
-    start = time.process_time()
-    render(content, "png")
-    assert time.process_time() - start < 10

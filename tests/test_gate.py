@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datbench.errors import UserError
-from datbench.gate import Gate
+from datbench.gate import Gate, unjudged
 from datbench.records import Comparison
 
 
@@ -45,3 +45,10 @@ def test_a_condition_holds_if_the_whole_interval_lies_beyond(
     make_record, comparison, condition, holds
 ):
     assert Gate.parse(condition).holds(make_record(comparison=comparison)) is holds
+
+
+def test_a_model_that_was_never_compared_cannot_be_judged(make_record):
+    compared = make_record("b", comparison=Comparison("dat_tiny", 1.1, 1.0, 1.2, "SLOWER"))
+    never = make_record("c")
+    failed = make_record("d", error="broke")
+    assert unjudged([make_record(), compared, never, failed]) == ["c"]

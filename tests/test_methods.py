@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -97,7 +96,7 @@ def test_numbers_are_those_of_the_code_that_measures(run, monkeypatch):
         f"at least {schedule.SLOT_ITERATIONS} consecutive iterations",
         f"{schedule.SLOT_MS:g} ms", f"{100 * schedule.LOOK_LEVEL:g} %", "5, 8, 12 and 20 pairs",
         f"{latency.BLOCKS} blocks", f"{latency.WARMUP_MOST_S:g} s", "at least 0.2 s",
-        "p90 from 29, p95 from 59 and p99 from 299", "Holm", "within 1 % of 1",
+        "p90 from 29, p95 from 59 and p99 from 299", "Holm", "within a factor of 1 + 1 %",
         "tier rigorous: at most 20 pairs of 4 to 12 rounds",
     ):  # fmt: skip
         assert told in everything, told
@@ -171,7 +170,7 @@ def test_what_is_not_known_is_said(run, make_record):
     everything = " ".join(methods(old))
     assert "Whether weights were loaded is not recorded" in everything
     assert "how many were planned is not known" in everything
-    assert "a margin (not recorded) of 1" in everything
+    assert "within a margin that is not recorded" in everything
     bare = dataclasses.replace(make_record("lost", error="died"), measurements=(), environment=None)
     everything = " ".join(methods([bare]))
     assert "Hardware and software of lost are not known" in everything
@@ -242,10 +241,6 @@ def test_words_are_joined_as_sentences_do(found, expected):
     assert found == expected
 
 
-def test_a_hundred_thousand_records_take_seconds_and_no_torch(make_record):
-    records = [make_record(f"m{i}", samples=60, pairs=5) for i in range(100)] * 1000
-    start = time.process_time()
-    methods(records)
-    assert time.process_time() - start < 20
+def test_methods_need_no_torch():
     code = "import sys, datbench.reports.methods; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

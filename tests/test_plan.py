@@ -199,3 +199,20 @@ def test_files_of_users_are_not_imported_ahead_and_their_names_differ(tmp_path):
     assert case.modules == ["zoo.models.yolo"]
     with pytest.raises(UserError, match="have one name; rename one of them"):
         make_plan(["dat"], device="cpu", plugins=files)
+
+
+def test_the_key_knows_what_is_in_a_checkpoint_and_in_an_image(tmp_path):
+    import datbench.plan
+
+    image, weights = tmp_path / "a.png", tmp_path / "w.pth"
+
+    def key(colour, content):
+        Image.new("RGB", (8, 8), colour).save(image)
+        weights.write_bytes(content)
+        datbench.plan._digest.cache_clear()
+        plan = make_plan(["dat"], device="cpu", image=str(image), checkpoints=[str(weights)])
+        return plan.cases[0].key
+
+    keys = [key("red", b"x"), key("blue", b"x"), key("red", b"y"), key("red", b"x")]
+    assert len(set(keys)) == 3
+    assert keys[0] == keys[3]

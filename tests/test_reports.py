@@ -16,9 +16,8 @@ from markdown_it import MarkdownIt
 
 from datbench.errors import UserError
 from datbench.records import COLUMNS, Comparison, Record, Workload
-from datbench.reports import REPORTS, Content, check_output, render, write
+from datbench.reports import REPORTS, Content, ReportFile, check_output, render, write
 from datbench.reports.cells import rounded, tabulate, told
-from datbench.reports.json import read
 from datbench.reports.machines import by_machine, side_by_side
 from datbench.reports.md import code, prose
 from datbench.reports.txt import MANY, straight
@@ -67,7 +66,7 @@ def test_spreadsheet_formulas_are_inert(make_record):
 
 
 def test_cells_do_not_fall_apart_in_spreadsheets_that_split_at_semicolons(make_record):
-    assert '"dat;=cmd",' in render([make_record("dat;=cmd")], "csv")
+    assert '"dat;\'=cmd",' in render([make_record("dat;=cmd")], "csv")
 
 
 @given(st.lists(st.text(), min_size=1, max_size=3), st.sampled_from([None, ["model"]]))
@@ -98,10 +97,10 @@ def test_json_holds_everything(three_records):
 def test_records_come_back_from_json(tmp_path, three_records, suffix):
     path = tmp_path / f"a.{suffix}"
     write([*three_records, bare("line\nend\u2028\ud800")], path)
-    assert read(path) == [*three_records, bare("line\nend\u2028\ud800")]
-    assert render(read(path), suffix) == path.read_text()
+    assert ReportFile(path).records() == [*three_records, bare("line\nend\u2028\ud800")]
+    assert render(ReportFile(path).records(), suffix) == path.read_text()
     write([], path)
-    assert read(path) == []
+    assert ReportFile(path).records() == []
 
 
 def test_every_line_of_jsonl_is_a_record_with_its_schema(three_records):
@@ -124,7 +123,7 @@ def test_other_files_are_refused(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read(tmp_path / name)
+        ReportFile(tmp_path / name).records()
 
 
 def test_the_table_tells_figures_verdicts_doubts_and_faults(three_records):
@@ -450,3 +449,19 @@ def test_outputs_that_cannot_be_are_refused_beforehand(tmp_path, name, message):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match=message):
         check_output(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "md", "tex", "html"])
+def test_rows_of_several_conditions_are_told_apart(make_record, suffix):
+    batch = dataclasses.replace(make_record().workload, batch_size=8)
+    records = [make_record(), make_record(work=batch)]
+    text = render(records, suffix)
+    assert "conditions" in text
+    assert "batch 8" in text
+    assert "conditions" not in tabulate(records[:1])[0]
+
+
+def test_formulas_are_inert_in_every_part_of_a_text(make_record):
+    error = "boom;=cmd|' /C calc'!A0;\t+1\n@x; fine"
+    text = render([make_record(error=error)], "csv")
+    assert "boom;'=cmd|' /C calc'!A0;\t'+1\n'@x; fine" in text

@@ -14,7 +14,7 @@ from datbench.runner import run
 from datbench.schedule import DEFAULT, QUICK, RIGOROUS
 from datbench.store import RunFolder
 
-from .test_runner import FakePool  # isort: skip
+from .test_runner import FakePool, FakeWorker  # isort: skip
 
 THREE = {"pvt_tiny": 100.0, "pvt_small": 105.0, "swin_tiny": 92.0}
 
@@ -122,6 +122,55 @@ def test_a_model_that_failed_is_tried_again(measure):
     assert records["swin_tiny"].error is None
     assert records["swin_tiny"].comparison.verdict == "FASTER"
     assert records["pvt_small"] == first["pvt_small"]
+
+
+def test_ratios_are_measured_when_a_baseline_that_failed_works_again(measure):
+    for request in ("build", "slot"):
+        first = measure(pool(faults={("pvt_tiny", request): 0}))
+        assert first["pvt_tiny"].error
+        assert first["pvt_small"].comparison is None
+    records = measure(pool())
+    assert records["pvt_tiny"].error is None
+    assert records["pvt_small"].comparison.verdict == "SLOWER"
+    assert records["swin_tiny"].comparison.verdict == "FASTER"
+
+
+def test_another_baseline_is_compared_with_by_the_same_samples(measure):
+    measure(pool())
+    again = pool()
+    records = measure(again, baseline="pvt_small")
+    assert again.clock == 0
+    assert records["pvt_small"].comparison is None
+    assert records["pvt_tiny"].comparison.baseline == "pvt_small"
+    assert records["pvt_tiny"].comparison.verdict == "FASTER"
+
+
+def test_a_profile_does_not_become_a_comparison(measure):
+    measure(pool(), QUICK, "profile")
+    with pytest.raises(UserError, match="is a profile, and this is a compare; leave --resume out"):
+        measure(pool(), QUICK)
+
+
+def test_times_of_parts_are_told_once_however_often_a_run_is_resumed(measure, monkeypatch):
+    slot = FakeWorker.slot
+
+    def with_parts(self, iterations, switched):
+        found = slot(self, iterations, switched)
+        return dataclasses.replace(found, parts_ms={"forward": found.latency_ms})
+
+    monkeypatch.setattr(FakeWorker, "slot", with_parts)
+    for killed_at in (30, 30):
+        with pytest.raises(Killed):
+            measure(pool(killed_at))
+    names = [m.name for m in measure(pool())["pvt_small"].measurements]
+    assert names.count("forward_ms_median") == 1
+    assert len(names) == len(set(names))
+
+
+def test_other_processes_on_the_gpu_are_remembered(measure):
+    with pytest.raises(Killed):
+        measure(FakePool(THREE, hogged=pool(40).hogged, processes=5))
+    assert "foreign_process" in measure(pool())["pvt_small"].flags
 
 
 def test_another_workload_is_another_case(measure):

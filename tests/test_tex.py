@@ -19,7 +19,7 @@ HOSTILE = (
     "#1", "_", "~", "<>", '"', "'' `` -- ---", "\\\\", "\\end{document}", "日本語",
     "\x00\x07\x1b[31m",
     "＼ｉｎｐｕｔ", "\u202e", "a\n\nb\tc", "".join(sorted(LETTERS)), "".join(SPECIAL), "x" * 300,
-    "\ud800",
+    "\ud800", "[x]/net.py:f", "*x",
 )  # fmt: skip
 
 

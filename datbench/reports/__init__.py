@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json as codec  # `json` here is the report of that name
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,8 @@ class Content:
 
     Args:
         records: its rows, in their order.
-        samples: the slots of `samples.jsonl` in the order of measurement, by run and model.
+        samples: the slots of `samples.jsonl` in the order of measurement, by run and model; their
+            keys tell the workloads of one model apart.
         columns: of `datbench.records.COLUMNS`; None leaves them to the format.
     """
 
@@ -51,7 +53,7 @@ class Content:
 
 
 def gather(
-    folders: Sequence[RunFolder],
+    folders: Sequence[RunFolder | ReportFile],
     records: Sequence[Record] | None = None,
     *,
     samples: bool = True,
@@ -69,14 +71,58 @@ def gather(
         records = [record for folder in folders for record in folder.records()]
     if not samples:
         return Content(records)
-    keys = {(record.run_id, record.model): record.key for record in records}
+    keys: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        keys.setdefault((record.run_id, record.model), set()).add(record.key)
     slots: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for folder in folders:
         for slot in folder.samples():
-            place = (folder.run_id, slot["model"])
-            if place in keys and slot.get("key", keys[place]) == keys[place]:
+            place = (slot.get("run_id", folder.run_id), slot["model"])
+            if place in keys and ("key" not in slot or slot["key"] in keys[place]):
                 slots.setdefault(place, []).append(slot)
     return Content(records, slots)
+
+
+class ReportFile:
+    """A .json or .jsonl report, read as a run.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_id = path.stem
+        self.damage: list[str] = []
+
+    def records(self) -> list[Record]:
+        """Read its records.
+
+        Raises:
+            UserError: it holds none, or those of a newer version.
+        """
+        return [self._checked(data) for data in self._parts("records")]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Read its slots; a .jsonl has none."""
+        return self._parts("samples") if self.path.suffix == ".json" else []
+
+    def _parts(self, name: str) -> list[dict[str, Any]]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            if self.path.suffix == ".jsonl":
+                return [codec.loads(line) for line in text.split("\n") if line]
+            return list(codec.loads(text)[name])
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} holds no records that can be read: {error}") from error
+
+    def _checked(self, data: Any) -> Record:
+        try:
+            return Record.from_json(data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path} holds no records that can be read: {error}") from error
 
 
 def render(content: Content | Sequence[Record], suffix: str) -> str | bytes:
@@ -128,7 +174,7 @@ def write_file(data: str | bytes, path: Path) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
+        part.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -45,11 +45,13 @@ def tabulate(
 
 def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable[[Record], str]]:
     """Choose what is worth a column; what makes its cells, by title."""
+    apart = dict(zip(map(id, records), differences(records), strict=True))
     runs = {run_id: str(n) for n, run_id in enumerate(dict.fromkeys(r.run_id for r in records), 1)}
     columns: dict[str, Callable[[Record], str]] = {
         "model": lambda r: r.model,
         "run": lambda r: runs[r.run_id],
         "input": shape,
+        "conditions": lambda r: apart[id(r)],
         "params\nM": lambda r: scaled(r.values.get("params"), 1e6),
         "GMACs": lambda r: scaled(r.values.get("macs"), 1e9),
         "GFLOPs": lambda r: scaled(r.values.get("flops"), 1e9),
@@ -63,6 +65,8 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
     }
     if len(runs) == 1:
         del columns["run"]
+    if not any(apart.values()):
+        del columns["conditions"]
     if all(record.values.get("energy_mj_img") is None for record in records):
         del columns["mJ/img"]
     if not any(map(parts, records)):
@@ -109,7 +113,7 @@ def cell(column: str, value: float | str | None) -> str:
     return str(value) if isinstance(value, int) else rounded(value)
 
 
-_TITLES_OF_WORDS = {"model", *(title(column) for column in COLUMNS if column in TEXT)}
+_TITLES_OF_WORDS = {"model", "conditions", *(title(column) for column in COLUMNS if column in TEXT)}
 
 
 def is_words(name: str) -> bool:
@@ -121,6 +125,33 @@ def shape(record: Record) -> str:
     """Say what one input is: the side of an image, or the shape of a feature map."""
     channels, h, w = record.workload.input_shape
     return str(record.workload.img_size) if channels == 3 else f"{channels}x{h}x{w}"
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """Say of each record in which conditions it differs from the others; "" where all agree."""
+    facts = [conditions_of(record) for record in records]
+    if not facts:
+        return []
+    differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1]
+    return [", ".join(fact[name] for name in differ) for fact in facts]
+
+
+def conditions_of(record: Record) -> dict[str, str]:
+    """What a latency depends on besides model, size of the input and machine, in words."""
+    work = record.workload
+    return {
+        "device": work.device,
+        "batch": f"batch {work.batch_size}",
+        "dtype": f"amp {work.dtype}" if work.amp else work.dtype,
+        "layout": "channels last" if work.channels_last else "channels first",
+        "runtime": work.runtime,
+        "mode": f"{work.mode} {work.optimizer}" if work.optimizer else work.mode,
+        "image": work.image,
+        "threads": f"{work.threads} threads",
+        "tf32": "tf32" if work.tf32 else "no tf32",
+        "cudnn": "cudnn.benchmark" if work.cudnn_benchmark else "no cudnn.benchmark",
+        "cache": "cold cache" if work.cold_cache else "warm cache",
+    }
 
 
 def latency(record: Record) -> str:

@@ -71,7 +71,7 @@ def _parts(content: Content) -> dict[str, Any]:
             {
                 "label": label,
                 "figures": figures_table(found, places, content.columns),
-                "notes": list(dict.fromkeys(notes(found))),
+                "notes": list(dict.fromkeys(notes(found, published=False))),
                 "environment": environment_table(found),
             }
             for label, found in machines

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from datbench.records import Record
 from datbench.reports import Content
-from datbench.reports.cells import shape, told
-from datbench.reports.html_tables import differences
+from datbench.reports.cells import differences, shape, told
 
 if TYPE_CHECKING:
     from markupsafe import Markup

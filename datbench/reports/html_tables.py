@@ -9,9 +9,9 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from datbench.published import anchors
+from datbench.published import show
 from datbench.records import Record
-from datbench.reports.cells import TEXT, rounded, scaled, tabulate
+from datbench.reports.cells import TEXT, differences, rounded, scaled, tabulate
 from datbench.reports.machines import side_by_side
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def figures_table(
         else [_full_column(column) for column in columns]
     )
     told = dict(zip(map(id, records), differences(records), strict=True))
-    more = _more(records, told) if columns is None else {}
+    more = _more(records) if columns is None else {}
     heads = [_head(title, make is not None) for title, make in zip(titles, makers, strict=True)]
     body = []
     for record, row in zip(records, rows, strict=True):
@@ -68,11 +68,9 @@ def figures_table(
     return _table("figures", [*heads, *(_head(title) for title in more)], body)
 
 
-def _more(records: Sequence[Record], told: Mapping[int, str]) -> dict[str, Callable[[Record], str]]:
+def _more(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
     """Columns of words behind the figures, those that say something."""
     more: dict[str, Callable[[Record], str]] = {}
-    if any(told.values()):
-        more["conditions"] = lambda record: told[id(record)]
     if any(record.flags for record in records):
         more["flags"] = lambda record: " ".join(record.flags)
     if any(record.error for record in records):
@@ -116,32 +114,6 @@ def _interval(lo: float | None, hi: float | None) -> str:
     return "" if lo is None or hi is None else f", interval {lo!r} to {hi!r}"
 
 
-def differences(records: Sequence[Record]) -> list[str]:
-    """Say of each record in which conditions it differs from the others; "" where all agree."""
-    facts = [_conditions(record) for record in records]
-    if not facts:
-        return []
-    differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1]
-    return [", ".join(fact[name] for name in differ) for fact in facts]
-
-
-def _conditions(record: Record) -> dict[str, str]:
-    work = record.workload
-    return {
-        "device": work.device,
-        "batch": f"batch {work.batch_size}",
-        "dtype": f"amp {work.dtype}" if work.amp else work.dtype,
-        "layout": "channels last" if work.channels_last else "channels first",
-        "runtime": work.runtime,
-        "mode": f"{work.mode} {work.optimizer}" if work.optimizer else work.mode,
-        "image": work.image,
-        "threads": f"{work.threads} threads",
-        "tf32": "tf32" if work.tf32 else "no tf32",
-        "cudnn": "cudnn.benchmark" if work.cudnn_benchmark else "no cudnn.benchmark",
-        "cache": "cold cache" if work.cold_cache else "warm cache",
-    }
-
-
 def published_table(records: Sequence[Record]) -> Markup | None:
     """Set published figures beside ours; None where there are none."""
     titles = [
@@ -165,25 +137,19 @@ def published_table(records: Sequence[Record]) -> Markup | None:
 
 
 def anchors_table(records: Sequence[Record]) -> Markup | None:
-    """Set published throughput beside ours; a ratio only where the GPU is the same."""
-    titles = [
-        "model", "GPU\npublished", "img/s\npublished", "batch\npublished",
-        "conditions\npublished", "img/s\nours", "ours /\npublished", "source",
-    ]  # fmt: skip
-    rows = dict.fromkeys(
+    """Set what timm publishes beside ours, with a ratio only where the two can be compared."""
+    titles = ["model", "figure", "published", "ours", "ours /\npublished", "source and conditions"]
+    rows = [
         (
-            record.model,
-            anchor.gpu,
-            rounded(anchor.throughput_img_s),
-            str(anchor.batch_size),
-            anchor.conditions,
-            rounded(record.values.get("throughput_img_s")),
-            rounded(anchor.ratio),
-            anchor.source,
+            figure.model,
+            figure.what,
+            rounded(figure.published),
+            rounded(figure.ours),
+            rounded(figure.ratio),
+            figure.source,
         )
-        for record in records
-        for anchor in anchors(record)
-    )
+        for figure in show(records)
+    ]
     return _plain(titles, rows) if rows else None
 
 

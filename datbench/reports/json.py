@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json as codec
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from datbench.errors import UserError
-from datbench.records import SCHEMA, Record
+from datbench.records import SCHEMA
 from datbench.reports import Content, report
 
 
@@ -37,20 +35,3 @@ def _lines(name: str, items: Iterable[Mapping[str, Any]], end: str) -> Iterator[
     if before:
         yield before
     yield end
-
-
-def read(path: Path) -> list[Record]:
-    """Read the records of a .json or .jsonl report back.
-
-    Raises:
-        UserError: it cannot be read, holds something else, or comes from a newer version.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return [Record.from_json(codec.loads(line)) for line in text.split("\n") if line]
-        return list(map(Record.from_json, codec.loads(text)["records"]))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no records that can be read: {error}") from error

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterator, Sequence
 
 from datbench.records import Record
-from datbench.reports.cells import rounded, shape
+from datbench.reports.cells import conditions_of, rounded, shape
 
 NO_RATIOS = (
     "No ratios between machines: two times can be compared only where they took turns on one "
@@ -78,7 +78,6 @@ def _letters() -> Iterator[str]:
 
 def _workload(record: Record) -> tuple[str, ...]:
     """What a latency depends on besides model and machine."""
-    row, work = record.row(), record.workload
-    return (
-        f"{shape(record)}", f"batch {work.batch_size}", row["dtype"], row["runtime"], row["mode"],
-    )  # fmt: skip
+    facts = conditions_of(record)
+    del facts["device"]  # of the column
+    return (shape(record), *facts.values())

@@ -28,7 +28,7 @@ from datbench.reports.protocol import (
     protocol,
     ranged,
 )
-from datbench.schedule import MOST_ROUNDS
+from datbench.schedule import MOST_ROUNDS, RIGOROUS, profile_protocol
 from datbench.training import LEARNING_RATE, MOMENTUM
 
 
@@ -191,13 +191,16 @@ def _amount(records: Sequence[Record]) -> str:
     iterations = ranged([int(r.values["samples"] or 0) for r in timed], "timed iteration")
     text = f"Each model was timed in {pairs}, with {iterations} altogether"
     tier = TIERS.get(first.tier)
+    if tier is not None and first.command.startswith("datbench profile"):
+        tier = profile_protocol(tier is RIGOROUS, first.budget_s)
     if tier is None:
         text += f" ({first.tier or 'how many were planned is not known'})."
     else:
         most = counted(tier.looks[-1], "pair")
-        text += f" (tier {tier.name}: at most {most} of {tier.rounds} to {MOST_ROUNDS} rounds)."
+        least = tier.rounds if first.budget_s is None else 1
+        text += f" (tier {tier.name}: at most {most} of {least} to {MOST_ROUNDS} rounds)."
     if first.budget_s is not None:
-        text += f" The whole run had a budget of {first.budget_s:g} s."
+        text += f" The run, or each part of a resumed one, had a budget of {first.budget_s:g} s."
     return text
 
 

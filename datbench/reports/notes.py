@@ -9,8 +9,8 @@ from datbench.records import Record
 from datbench.reports.cells import rounded, shape
 
 
-def notes(records: Sequence[Record]) -> Iterator[str]:
-    """Yield the notes of a table of one machine."""
+def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]:
+    """Yield the notes of a table of one machine, with published figures unless told elsewhere."""
     for record in records:
         if record.error:
             yield f"{record.model} failed: {record.error}"
@@ -26,7 +26,8 @@ def notes(records: Sequence[Record]) -> Iterator[str]:
             yield judged if len(runs) == 1 else f"Run {number}: {judged}"
     yield from advice(records)
     yield from filter(None, dict.fromkeys(map(calibrated, records)))
-    yield from dict.fromkeys(as_published(r) for r in records if r.published_source)
+    if published:
+        yield from dict.fromkeys(as_published(r) for r in records if r.published_source)
     one_shape = len({shape(record) for record in records}) == 1
     yield from dict.fromkeys(conditions(record, one_shape) for record in records)
 

@@ -18,7 +18,7 @@ from datbench.reports import Content
 NAME = r"[^\s/\\:;,\"'<>|()\[\]{}]+"
 HOMES = re.compile(
     r"(?:(?<=file://)|(?<![\w./~-]))"  # where an absolute path starts
-    rf"(?:(?:/[\w.@-]+)*/(?:home|Users)/(?P<posix>{NAME})|/root(?![\w.-])"
+    rf"(?:(?:/[\w.@-]+)*/(?:home\w*|[Uu]sers)/(?P<posix>{NAME})|/root(?![\w.-])"
     rf"|[A-Za-z]:[\\/]+Users[\\/]+(?P<windows>[^\\/:*?\"<>|\r\n]+(?=[\\/])|{NAME}))"
 )
 PATH = re.compile(r"[^\s:;,=\"'<>|()\[\]{}]*[/\\][^\s:;,=\"'<>|()\[\]{}]*")
@@ -38,6 +38,11 @@ def without_host(content: Content) -> Content:
     texts: dict[str, str] = {}
     _hidden_content(content, lambda text: texts.setdefault(text, text))
     return _hidden_content(content, functools.cache(_hiding(hosts, _users(texts))))
+
+
+def without_home(text: str) -> str:
+    """Return a text with home folders as "~" and the user in paths as "user"."""
+    return _hiding(set(), _users([text]))(text)
 
 
 def _hidden_content(content: Content, hide: Callable[[str], str]) -> Content:

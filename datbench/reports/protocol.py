@@ -86,6 +86,8 @@ def comparisons(records: Sequence[Record], machines: int = 1) -> str:
 
 
 def _why_none(records: Sequence[Record]) -> str:
+    if any(record.finished is False for record in records):
+        return "measuring ended before the first look"
     if any((record.values.get("pairs") or 0) > 1 for record in records):
         return f"fewer than {FEWEST_PAIRS} process pairs are too few"
     return (
@@ -99,14 +101,15 @@ def _verdicts(judged: Sequence[Record], several: int) -> str:
     looks = " or ".join(listed(list(map(str, tier.looks))) for tier in tiers)
     margins = sorted({r.min_effect for r in judged if r.min_effect is not None})
     margin = " or ".join(map(percent, margins))
-    within = f"lies within {margin} of 1" if margins else "lies within a margin (not recorded) of 1"
+    factor = f"factor of 1 + {margin}" if margins else "margin that is not recorded"
     at = f"after {looks} pairs{_end(judged)}, " if looks else ""
     holm = "; the comparisons of a run share their error by Holm's step-down rule"
     return (
         f"The ratio is the mean over process pairs, in logarithms, with Student's t interval. It "
         f"is looked at {at}at a level of {percent(LOOK_LEVEL)} each time, so that a comparison "
         f"holds at 95 % over all looks{holm if several > 1 else ''}. A model is the same if the "
-        f"whole interval {within}, faster or slower if it leaves out 1, and inconclusive otherwise."
+        f"whole interval lies within a {factor}, faster or slower if it leaves out 1, and "
+        f"inconclusive otherwise."
     )
 
 

@@ -53,7 +53,8 @@ class Set:
     @property
     def timed(self) -> Sequence[Row]:
         """Rows whose samples are drawn."""
-        return [row for row in self.rows if row.slots][: len(p.MARKERS)]
+        timed = [row for row in self.rows if not all(slot["redone"] for slot in row.slots)]
+        return timed[: len(p.MARKERS)]
 
 
 def sets_of(content: Content) -> list[Set]:

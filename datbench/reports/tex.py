@@ -157,7 +157,7 @@ def _paper(tables: Sequence[Table]) -> tuple[int, int, str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(map(_cell, cells)) + r" \\"
+    return "{}" + " & ".join(map(_cell, cells)) + r" \\"  # or a "[" would be an argument
 
 
 def _cell(cell: str) -> str:
@@ -168,7 +168,7 @@ def _cell(cell: str) -> str:
 def _list(told: Sequence[str]) -> list[str]:
     if not told:
         return []
-    items = [rf"\item {escaped(line)}" for line in told]
+    items = [rf"\item {{}}{escaped(line)}" for line in told]
     return [
         r"\begin{itemize}\footnotesize\raggedright\setlength{\itemsep}{0pt}",
         *items,

@@ -16,14 +16,9 @@ from rich.text import Text
 
 from datbench.records import Record
 from datbench.reports import Content, report
-from datbench.reports.cells import VISIBLE, is_words, rounded, scaled, tabulate, told
+from datbench.reports.cells import VISIBLE, is_words, tabulate
 from datbench.reports.machines import NO_RATIOS, by_machine, side_by_side
 from datbench.reports.notes import notes
-
-__all__ = [
-    "WIDTH", "account", "notes", "plain_table", "plain_text", "rounded", "scaled", "show",
-    "tabulate", "told", "txt",
-]  # fmt: skip
 
 WIDTH = 120  # columns of plain text
 ROOMY = 100  # columns from which a comparison stands on one line, beside published figures
@@ -56,7 +51,7 @@ def show(
     parts: list[RenderableType] = []
     for label, group in machines:
         if len(machines) > 1:
-            parts += [_text(label), ""]
+            parts += [plain(label), ""]
         parts += [_table(group, width, columns), "", _notes(group, width), ""]
     if len(machines) > 1:
         parts += [Lines(straight(*side_by_side(machines))), "", Text(NO_RATIOS), ""]
@@ -73,23 +68,23 @@ def _table(records: Sequence[Record], width: int, columns: Sequence[str] | None)
     for title in titles:
         wraps = title == "model" or title.startswith("time")
         table.add_column(
-            _text(title),
+            plain(title),
             justify="left" if wraps else "right",
             overflow="fold",
             no_wrap=not wraps,
             min_width=13 if title.startswith("time") else None,
         )
     for record, row in zip(records, rows, strict=True):
-        name = _text(row[0])
+        name = plain(row[0])
         name.append("".join(f"\n  {flag}" for flag in record.flags), "yellow")
         cells = row[1:] if width >= ROOMY else [cell.replace(" [", "\n[") for cell in row[1:]]
-        table.add_row(name, *map(_text, cells), style="red" if record.error else "")
+        table.add_row(name, *map(plain, cells), style="red" if record.error else "")
     return table
 
 
 def _notes(records: Sequence[Record], width: int) -> RenderableType:
     if len(records) <= MANY:
-        return Group(*map(_text, notes(records)))
+        return Group(*map(plain, notes(records)))
     return Lines(
         line
         for note in notes(records)
@@ -97,7 +92,7 @@ def _notes(records: Sequence[Record], width: int) -> RenderableType:
     )
 
 
-def _text(text: str) -> Text:
+def plain(text: str) -> Text:
     """Text without markup, its control characters made visible."""
     return Text(text.translate(VISIBLE))
 

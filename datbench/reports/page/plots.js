@@ -109,14 +109,14 @@ function ratios(figure, models) {
   chart.svg.setAttribute("viewBox", `0 0 ${chart.width} ${chart.height}`);
   const box = chart.narrow ? { left: 12, right: chart.width - 12 } : { left: 230, right: chart.width - 240 };
   Object.assign(box, { top: 20, bottom: chart.height - 42 });
-  const ends = models.flatMap(({ ratio }) => [ratio.value, ratio.lo ?? 1, ratio.hi ?? 1, 1 - (ratio.margin ?? 0), 1 + (ratio.margin ?? 0)]);
+  const ends = models.flatMap(({ ratio }) => [ratio.value, ratio.lo ?? 1, ratio.hi ?? 1, 1 / (1 + (ratio.margin ?? 0)), 1 + (ratio.margin ?? 0)]);
   const across = scaled(ends, box.left, box.right, { log: true });
   models.forEach((model, i) => {
     const { lo, hi, value, verdict, margin, told, baseline } = model.ratio;
     const top = box.top + 6 + i * rowed;
     const y = top + rowed - tall / 2;
     if (margin) {
-      const [left, right] = [1 - margin, 1 + margin].map(across.place);
+      const [left, right] = [1 / (1 + margin), 1 + margin].map(across.place);
       chart.add("rect", { class: "band", x: left, width: right - left, y: top, height: rowed });
     }
     const words = told + (several ? ` against ${baseline}` : "");
