@@ -247,19 +247,14 @@ class Run:
 
     def _groups(self, done: int) -> list[list[Arm]]:
         """Arms that are alive together, those left out that are ahead of `done` pairs."""
-        wanted = self.wanted
+        behind = [arm for arm in self.wanted if self._skipped(arm) or self._done(arm) <= done]
         if self.plan.baseline is None:
-            return [[arm] for arm in wanted if self._done(arm) <= done]
-        baseline = [i for i, arm in enumerate(wanted) if self._is_baseline(arm)]
+            return [[arm] for arm in behind]
+        baseline = [i for i, arm in enumerate(behind) if self._is_baseline(arm)]
         found = groups(
-            [arm.need_mib for arm in wanted], self._room_mib, baseline[0] if baseline else None
+            [arm.need_mib for arm in behind], self._room_mib, baseline[0] if baseline else None
         )
-        together = [[wanted[i] for i in group] for group in found]
-        return [
-            group
-            for group in together
-            if any(self._done(arm) <= done and not self._skipped(arm) for arm in group)
-        ]
+        return [[behind[i] for i in group] for group in found]
 
     def disturbance(self, slot: Slot) -> gauges.Disturbance:
         """Say what disturbed a slot, by its gauges and those of the slots before."""

@@ -234,3 +234,18 @@ def test_two_processes_do_not_measure_one_run(measure):
         pytest.raises(UserError, match="being measured by another datbench"),
     ):
         measure(pool())
+
+
+def test_models_that_are_ahead_wait_for_those_that_are_behind(measure):
+    """Groups that take turns may be cut between them, and be others when the run goes on."""
+    with pytest.raises(Killed):
+        measure(FakePool(THREE, room_mib=1000.0, hogged=pool(20).hogged))  # in the second group
+    done = {slot["model"] for slot in measure.folder.samples() if slot["group"] == 0}
+    ahead = (done - {"pvt_tiny"}).pop()
+    again = pool()
+    records = measure(again)
+    slots = [s for s in measure.folder.samples() if s["pair"] == 1]
+    assert ahead not in {slot["model"] for slot in slots}
+    assert {r.values["pairs"] for r in records.values()} <= {5, 6}
+    assert records["pvt_small"].comparison.verdict == "SLOWER"
+    assert records["swin_tiny"].comparison.verdict == "FASTER"
