@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datbench.device import SIMULATED
 from datbench.metrics.latency import Samples
 from datbench.plan import Case
 from datbench.pool import WorkerFault
@@ -98,7 +97,7 @@ class Arm:
 
     def doubts(self, busiest: str) -> Iterator[str]:
         """Yield what warm-up and gauges showed, too often to be passed over."""
-        if self.environment.device_name.startswith(SIMULATED):
+        if self.environment.simulated:
             yield "simulated: the device only pretends to work; nothing here was measured"
         if self.cold:
             which = ", ".join(str(pair + 1) for pair in self.cold)

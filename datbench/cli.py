@@ -156,13 +156,6 @@ RESUME = click.option(
     metavar="RUN",
     help="Go on with a run; what it has of these models is not measured again.",
 )
-CONDITIONS = click.option(
-    "--fail-if",
-    "conditions",
-    multiple=True,
-    metavar="'slower>5%'",
-    help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
-)
 PLUGIN = click.option(
     "--plugin",
     "plugins",
@@ -357,7 +350,13 @@ def profile(
     metavar="PERCENT",
     help="Difference below which two models count as the same.",
 )
-@CONDITIONS
+@click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="'slower>5%'",
+    help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 3 if a row is flagged.")
 @click.option("--verbose", is_flag=True, help="Also tell where the time went.")
 @WORKLOAD
@@ -523,7 +522,7 @@ def export_report(
     Without --output and --format: report.csv and report.html in the first folder. Several runs
     become one report, in which machines stay apart.
     """
-    from datbench.reports import REPORTS, check_output, gather
+    from datbench.reports import check_output, gather, tell_of_samples
     from datbench.reports.select import select
     from datbench.store import latest_run
 
@@ -536,7 +535,7 @@ def export_report(
     outputs = (*outputs, *(Path(f"{place}.{suffix}") for suffix in files))
     for output in outputs:
         check_output(output)
-    samples = any(REPORTS[output.suffix[1:]].samples for output in outputs) or "json" in forms
+    samples = tell_of_samples([*forms, *(output.suffix[1:] for output in outputs)])
     content = gather(folders, samples=samples)
     _tell_damage(folders)
     content = select(content, columns=columns, sort=sort, where=where)
@@ -671,7 +670,7 @@ def _measure(
     **options: Any,
 ) -> list[Record]:
     """Plan, run, show and write; a run that Ctrl-C ended exits here."""
-    from datbench.reports import check_output, gather
+    from datbench.reports import check_output, gather, tell_of_samples
     from datbench.reports.txt import account
     from datbench.runner import run
 
@@ -683,7 +682,8 @@ def _measure(
     interrupted = any("interrupted" in record.flags for record in records)
     if interrupted and not any(record.measurements for record in records):
         raise click.Abort  # there is nothing to show
-    content = gather([folder], records=records)
+    samples = tell_of_samples([form, *(output.suffix[1:] for output in outputs)])
+    content = gather([folder], records=records, samples=samples)
     _tell_damage([folder])
     _print_content(content, form, include_host)
     if verbose and form == "table":

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 MIB = 2**20
-SIMULATED = "Simulated"  # how the names of devices begin that only pretend to work
 REFERENCE_RUNS = 5
 MEASURED = "datbench: the step whose memory is measured"
 Step = Callable[[], Any]

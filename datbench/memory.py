@@ -185,9 +185,12 @@ def _sized(case: Case, batch_size: int) -> Case:
 
 def _told(case: Case) -> dict[str, Any]:
     work = case.workload
-    mode = f"{work.mode}-{work.optimizer}" if work.optimizer else work.mode
-    dtype = f"amp_{work.dtype}" if work.amp else work.dtype
-    return {"model": case.label, "mode": mode, "img_size": work.img_size, "dtype": dtype}
+    return {
+        "model": case.label,
+        "mode": work.step,
+        "img_size": work.img_size,
+        "dtype": work.arithmetic,
+    }
 
 
 @contextlib.contextmanager

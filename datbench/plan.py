@@ -85,7 +85,7 @@ class Case:
             "published_source": spec.published_source,
         }
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Content key: the same for the same model, workload and versions.
 

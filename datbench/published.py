@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from datbench.device import SIMULATED
 from datbench.records import Record, Workload
 from zoo.names import parse_options
 from zoo.registry import ZooError
@@ -121,7 +120,7 @@ def anchors(record: Record) -> list[Anchor]:
     row = _row(record)
     if row is None:
         return []
-    ours = None if _simulated(record) else record.values.get("throughput_img_s")
+    ours = None if record.simulated else record.values.get("throughput_img_s")
     device = _gpu_name(record)
     found = []
     for gpu in GPUS:
@@ -222,11 +221,6 @@ def _gpu_name(record: Record) -> str:
         return ""
     match = re.fullmatch(r"(?:NVIDIA )?(?:GeForce )?(.+)", record.environment.device_name)
     return match[1] if match else ""
-
-
-def _simulated(record: Record) -> bool:
-    named = record.environment is not None and record.environment.device_name.startswith(SIMULATED)
-    return named or "simulated" in record.flags
 
 
 def _differences(record: Record, batch_size: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 SCHEMA = 2
+SIMULATED = "Simulated"  # how the names of devices begin that only pretend to work
 PARTS = ("forward", "backward", "optimizer")  # of a training step
 
 # The columns of a CSV report. Units stand in the names; an empty cell means not measured.
@@ -74,6 +75,21 @@ class Workload:
         _, h, w = self.input_shape
         return h if h == w else f"{h}x{w}"
 
+    @property
+    def arithmetic(self) -> str:
+        """Its dtype, with "amp_" before it under autocast."""
+        return f"amp_{self.dtype}" if self.amp else self.dtype
+
+    @property
+    def execution(self) -> str:
+        """Its runtime, with "-channels-last" behind it where memory is laid out so."""
+        return f"{self.runtime}-channels-last" if self.channels_last else self.runtime
+
+    @property
+    def step(self) -> str:
+        """Its mode, with the optimiser behind it where there is one."""
+        return f"{self.mode}-{self.optimizer}" if self.optimizer else self.mode
+
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
@@ -94,6 +110,11 @@ class Environment:
     cores: int | None = None
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the device only pretends to work."""
+        return self.device_name.startswith(SIMULATED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,9 +243,9 @@ class Record:
             "family": self.family,
             "source": self.source,
             "device": work.device,
-            "dtype": f"amp_{work.dtype}" if work.amp else work.dtype,
-            "runtime": f"{work.runtime}-channels-last" if work.channels_last else work.runtime,
-            "mode": f"{work.mode}-{work.optimizer}" if work.optimizer else work.mode,
+            "dtype": work.arithmetic,
+            "runtime": work.execution,
+            "mode": work.step,
             "img_size": work.img_size,
             "batch_size": work.batch_size,
             "threads": work.threads,
@@ -244,6 +265,12 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and scalars."""
         return {name: _plain(getattr(self, name)) for name in _names(Record)}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nothing of it was measured, because the device only pretends to work."""
+        on_one = self.environment is not None and self.environment.simulated
+        return on_one or "simulated" in self.flags
 
     @property
     def machine(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import dataclasses
 import json as codec  # `json` here is the report of that name
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Content:
         default_factory=dict
     )
     columns: Sequence[str] | None = None
+
+    def slots(self, record: Record) -> list[Mapping[str, Any]]:
+        """Slots of a record; another workload of its model has another key."""
+        found = self.samples.get((record.run_id, record.model), ())
+        return [slot for slot in found if slot.get("key", record.key) == record.key]
 
 
 def gather(
@@ -123,6 +128,11 @@ class ReportFile:
             return Record.from_json(data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path} holds no records that can be read: {error}") from error
+
+
+def tell_of_samples(suffixes: Iterable[str]) -> bool:
+    """Whether any of these formats tells of single timed iterations."""
+    return any(REPORTS[suffix].samples for suffix in suffixes if suffix in REPORTS)
 
 
 def render(content: Content | Sequence[Record], suffix: str) -> str | bytes:

@@ -52,7 +52,7 @@ def plotted(content: Content, machines: Sequence[tuple[str, Sequence[Record]]]) 
         for record, label in zip(records, labels(records), strict=True):
             entry = _entry(record, label, styles.setdefault(label, len(styles)))
             if len(drawn) < MOST_SAMPLED:
-                slots = _slots(content, record)
+                slots = content.slots(record)
                 entry |= _times(slots) | _drift(slots, starts.get(record.run_id, 0.0))
             drawn.append(entry | {"machine": machine, "record": places[id(record)]})
     data = {
@@ -119,12 +119,6 @@ def _entry(record: Record, label: str, style: int) -> dict[str, Any]:
 def _number(value: float | None) -> float | None:
     """A value that can be drawn on a logarithmic axis, else None."""
     return value if value is not None and math.isfinite(value) and value > 0 else None
-
-
-def _slots(content: Content, record: Record) -> list[Mapping[str, Any]]:
-    """Slots of a record; other cases of the same label have another key."""
-    found = content.samples.get((record.run_id, record.model), ())
-    return [slot for slot in found if slot.get("key", record.key) == record.key]
 
 
 def _times(slots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datbench.device import SIMULATED
 from datbench.inputs import IMAGENET_MEAN, IMAGENET_STD
 from datbench.records import Environment, Record, Workload
 from datbench.reports.machines import by_machine
@@ -68,7 +67,7 @@ def hardware(records: Sequence[Record]) -> str:
         versions = {"driver": where.driver, "CUDA": where.cuda, "cuDNN": where.cudnn}
         inside = _inside(*(f"{what} {found}" for what, found in versions.items() if found))
         text = f"The device was the GPU {where.device_name}{inside}, in a machine with {host}."
-    if where.device_name.startswith(SIMULATED):
+    if where.simulated:
         text = (
             "The device is simulated: it only pretends to work, so that no time and no throughput "
             f"of it was measured. {text}"

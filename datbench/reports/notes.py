@@ -99,9 +99,8 @@ def conditions(record: Record, with_shape: bool) -> str:
     set_[f"trained with {work.optimizer}"] = work.optimizer is not None
     set_["cudnn.benchmark off"] = work.device != "cpu" and not work.cudnn_benchmark
     extra = "".join(f", {name}" for name, on in set_.items() if on)
-    dtype = f"amp_{work.dtype}" if work.amp else work.dtype
-    runtime = f"{work.runtime}-channels-last" if work.channels_last else work.runtime
     return (
-        f"{work.device} ({where}), {work.threads} threads, {dtype}{extra}, {runtime}, "
-        f"batch {work.batch_size} of {work.image}{size}; {versions}; run {record.run_id}"
+        f"{work.device} ({where}), {work.threads} threads, {work.arithmetic}{extra}, "
+        f"{work.execution}, batch {work.batch_size} of {work.image}{size}; {versions}; "
+        f"run {record.run_id}"
     )

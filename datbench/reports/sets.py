@@ -6,7 +6,6 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from datbench.device import SIMULATED
 from datbench.records import Record
 from datbench.reports import Content
 from datbench.reports import panels as p
@@ -67,7 +66,7 @@ def sets_of(content: Content) -> list[Set]:
             kinds.setdefault(_conditions(record, threads > 1), []).append(record)
         for conditions, records in kinds.items():
             rows = _rows(records, content)
-            pretended = any(_simulated(record) for record in records)
+            pretended = any(record.simulated for record in records)
             title = "SIMULATED, nothing here was measured: " * pretended + label
             found.append(Set(plain(f"{title}; {conditions}"), rows, list(_notes(rows))))
     return found
@@ -78,7 +77,7 @@ def _conditions(record: Record, with_threads: bool) -> str:
     work = record.workload
     on_gpu = work.device != "cpu"
     told = {
-        f"amp_{work.dtype}" if work.amp else work.dtype: True,
+        work.arithmetic: True,
         "TF32": work.tf32,
         f"trained with {work.optimizer}": work.mode == "train",
         work.runtime: True,
@@ -89,11 +88,6 @@ def _conditions(record: Record, with_threads: bool) -> str:
         f"{work.threads} threads": with_threads and not on_gpu,
     }
     return ", ".join(name for name, holds in told.items() if holds)
-
-
-def _simulated(record: Record) -> bool:
-    where = record.environment
-    return bool(where and where.device_name.startswith(SIMULATED)) or "simulated" in record.flags
 
 
 def _rows(records: Sequence[Record], content: Content) -> list[Row]:
@@ -109,9 +103,7 @@ def _rows(records: Sequence[Record], content: Content) -> list[Row]:
     rows = []
     for place, (record, known) in enumerate(zip(records, forms, strict=True)):
         name = next((name for name in known if used[name] == 1), known[-1])
-        every = content.samples.get((record.run_id, record.model), ())
-        slots = [slot for slot in every if slot.get("key", record.key) == record.key]
-        rows.append(Row(record, name, place, slots))
+        rows.append(Row(record, name, place, content.slots(record)))
     return rows
 
 
