@@ -16,12 +16,17 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
+from zoo.blocks import _deformable_flex, _deformable_reference
+from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias
+from zoo.chunked import Positions, attend
 from zoo.layers import ChannelNorm, head_scale, resized_table
 from zoo.reference import reference
 from zoo.registry import ZooError
+from zoo.sampling import Taps, crossed, interpolated, neighbours
 from zoo.spec import block
 
 Position = Literal["table", "dwc", "fixed", "log_cpb"]
+Impl = Literal["fast", "reference", "flex"]
 
 
 @block(
@@ -56,6 +61,9 @@ class DeformableAttention(nn.Module):
         version: 1 or 2, see above.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
+        impl: how it is computed; the result is the same. "fast" takes a block of queries at a
+            time; "reference" does what the papers write; "flex" reads the bias table inside a
+            compiled kernel, as "fast" does inside `torch.compile` on a GPU.
     Shape: (b, dim, h, w) to (b, dim, h, w)
     Raises: ZooError if the channels do not divide, the options do not go together, the map does
         not fit a "fixed" bias or, without offsets, the stride, or it gives a side of one point
@@ -77,8 +85,12 @@ class DeformableAttention(nn.Module):
         version: int = 2,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        impl: Impl = "fast",
     ) -> None:
         super().__init__()
+        if impl not in get_args(Impl):
+            raise ZooError(f"impl={impl!r}: expected one of {', '.join(get_args(Impl))}")
+        self.impl = impl
         if heads < 1 or groups < 1:
             raise ZooError(f"heads={heads}, groups={groups}: expected 1 or more of each")
         self.scale = head_scale(dim, heads)
@@ -133,37 +145,62 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its group's sampled points."""
-        h, w = x.shape[-2:]
-        q = self.proj_q(x)
-        if self.no_offset:
-            sampled = self._pooled(x)
-        else:
-            pos_yx, _ = self._points(q)
-            grouped = rearrange(x, "b (g c) h w -> (b g) c h w", g=self.groups)
-            grid_xy = rearrange(pos_yx.flip(-1), "bg i j xy -> bg 1 (i j) xy")
-            # In float32: bfloat16 places a point up to a seventh of a pixel off on an 80x80 map.
-            sampled = F.grid_sample(grouped.to(grid_xy.dtype), grid_xy, align_corners=True)
-            sampled = rearrange(sampled.to(x.dtype), "(b g) c 1 n -> b (g c) 1 n", g=self.groups)
-        k, v = self.proj_k(sampled), self.proj_v(sampled)
+        if self.impl == "reference":
+            return _deformable_reference.attend(self, x)
+        channels_last = x.contiguous(memory_format=torch.channels_last)
+        out = self._channels_last(channels_last)
+        return out if x is channels_last else out.contiguous()
 
-        queries = rearrange(q, "b (a d) h w -> b a (h w) d", a=self.heads)
-        keys = rearrange(k, "b (a d) 1 n -> b a d n", a=self.heads)
-        values = rearrange(v, "b (a d) 1 n -> b a n d", a=self.heads)
-        logits = queries @ keys * self.scale  # (b, heads, m, n)
-        if self.position in ("table", "log_cpb"):
-            logits = logits + self._moving_bias(pos_yx, h, w)
-        elif self.position == "fixed":
-            logits = logits + self._fixed_bias(logits, h, w)
-        weights = self.attn_drop(logits.softmax(-1)).to(values.dtype)  # the bias is float32
-        out = weights @ values
-        out = rearrange(out, "b a (h w) d -> b (a d) h w", h=h)
+    def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend, with the channels of each pixel side by side in memory."""
+        h, w = x.shape[-2:]
+        q, points = self.proj_q(x), None
+        if self.no_offset:
+            sampled = self.pooled(x)
+        else:
+            pos_yx, _ = self.place(self._offset(q))
+            points = rearrange(pos_yx, "(b g) i j yx -> yx b g (i j)", g=self.groups)
+            sampled = self._sampled(x, points)
+        queries = rearrange(q, "b (a d) h w -> b a h w d", a=self.heads)
+        keys, values = (
+            rearrange(project(sampled), "b (a d) 1 n -> b a n d", a=self.heads)
+            for project in (self.proj_k, self.proj_v)
+        )
+        out = self._attend(queries, keys, values, points)
+        out = rearrange(out, "b a h w d -> b h w (a d)").permute(0, 3, 1, 2)
         if self.position == "dwc":
             out = out + self.rpe_table(q)
         return self.proj_drop(self.proj_out(out))
 
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, points: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend from the map q (b, heads, h, w, d) to k and v (b, heads, n, d)."""
+        b, _, h, w, _ = q.shape
+        dropout = self.attn_drop.p if self.training else 0.0
+        if points is None or self.position in ("dwc", None):
+            out = F.scaled_dot_product_attention(
+                q.flatten(2, 3), k, v, dropout_p=dropout, scale=self.scale
+            )
+            return out.unflatten(2, (h, w))
+        if self.position == "fixed":
+            positions: Positions = FixedBias(self.fixed_table(h, w, k.shape[2]), b, w)
+        else:
+            positions = self._moving_bias(points, h, w)
+            if self._flexible(q, positions):
+                return _deformable_flex.attend(q, k, v, positions, self.scale)
+        return attend(q, k, v, positions, scale=self.scale, dropout=dropout)
+
+    def _flexible(self, q: torch.Tensor, positions: Positions) -> bool:
+        """Whether this is for flex attention, which has no dropout, nor gradients on a CPU."""
+        wanted = self.impl == "flex" or (q.is_cuda and torch.compiler.is_compiling())
+        learns = torch.is_grad_enabled() and (q.requires_grad or self.rpe_table.requires_grad)
+        possible = isinstance(positions, TableBias) and (q.is_cuda or not learns)
+        return wanted and possible and not (self.training and self.attn_drop.p)
+
     def points(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell where `x` is sampled: positions and reference points, (b, groups, i, j, yx)."""
-        pos_yx, reference_yx = self._points(self.proj_q(x))
+        pos_yx, reference_yx = self.place(_deformable_reference.offset(self, self.proj_q(x)))
         pattern = "(b g) i j yx -> b g i j yx"
         reference_yx = repeat(reference_yx, "i j yx -> bg i j yx", bg=pos_yx.shape[0])
         return (
@@ -177,13 +214,13 @@ class DeformableAttention(nn.Module):
             return resized_table(value, self.rpe_table.shape[-2:])
         return value
 
-    def _points(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        offset = self.conv_offset(rearrange(q, "b (g c) h w -> (b g) c h w", g=self.groups))
-        offset = rearrange(offset, "bg yx i j -> bg i j yx")
+    def place(self, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move the reference points (i, j, yx) by offsets of (b * groups, i, j, yx)."""
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         rows, columns = offset.shape[1:3]
         less = self.version - 1  # version 2 divides by the side minus one
-        reference_yx = _grid(rows, columns, 0.5, less, offset)
+        axes = _axis(rows, 0.5, less, offset), _axis(columns, 0.5, less, offset)
+        reference_yx = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
         if self.no_offset:
             offset = torch.zeros_like(offset)
         if self.version == 1:
@@ -194,9 +231,8 @@ class DeformableAttention(nn.Module):
         if self.offset_range >= 0:
             if min(rows, columns) < 2:
                 raise ZooError(
-                    f"deformable attention has {rows}x{columns} reference points on a "
-                    f"{q.shape[-2]}x{q.shape[-1]} map at stride {self.stride}; it needs 2x2: "
-                    "use a larger input or a smaller stride"
+                    f"deformable attention has {rows}x{columns} reference points at stride "
+                    f"{self.stride}; it needs 2x2: use a larger input or a smaller stride"
                 )
             return self._bounded(offset, rows, columns) + reference_yx, reference_yx
         return (offset + reference_yx).clamp(-1.0, 1.0), reference_yx
@@ -207,7 +243,7 @@ class DeformableAttention(nn.Module):
         dy, dx = offset.tanh().unbind(-1)
         return torch.stack((dy * step[0], dx * step[1]), -1)
 
-    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """Average the pixels of each stride, (b, dim, 1, points)."""
         h, w = x.shape[-2:]
         pooled = F.avg_pool2d(x, self.stride, self.stride)
@@ -219,45 +255,70 @@ class DeformableAttention(nn.Module):
             )
         return rearrange(pooled, "b c i j -> b c 1 (i j)")
 
-    def _moving_bias(self, pos_yx: torch.Tensor, h: int, w: int) -> torch.Tensor:
-        """Bias that follows from query minus point, (b, heads, h * w, points)."""
+    def query_axes(self, h: int, w: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised y and x of the queries of a map, in the type of `like`."""
         if self.version == 2 and min(h, w) < 2:
             raise ZooError(f"the bias cannot be computed on a {h}x{w} map; it needs 2x2")
         first, less = (0.5, 0) if self.version == 1 else (0.0, 1)
-        queries = rearrange(_grid(h, w, first, less, pos_yx), "i j yx -> (i j) 1 yx")
-        points = rearrange(pos_yx, "bg i j yx -> bg 1 (i j) yx")
-        delta_yx = queries - points
-        if self.position == "log_cpb":
-            far = delta_yx * 4
-            spaced = far.sign() * (far.abs() + 1).log2() / math.log2(8)
-            bias = self.rpe_table(spaced.to(self.rpe_table[0].weight.dtype))
-            return rearrange(bias, "(b g) m n a -> b (g a) m n", g=self.groups)
-        displacement_xy = (0.5 * delta_yx).flip(-1)
-        batch = pos_yx.shape[0] // self.groups
-        table = repeat(self.rpe_table, "(g a) i j -> (b g) a i j", g=self.groups, b=batch)
-        table = table.to(displacement_xy.dtype)
-        bias = F.grid_sample(table, displacement_xy, align_corners=True)
-        return rearrange(bias, "(b g) a m n -> b (g a) m n", g=self.groups)
+        return _axis(h, first, less, like), _axis(w, first, less, like)
 
-    def _fixed_bias(self, logits: torch.Tensor, h: int, w: int) -> torch.Tensor:
-        if logits.shape[-2:] != self.rpe_table.shape[-2:]:
-            queries, points = self.rpe_table.shape[-2:]
+    def fixed_table(self, h: int, w: int, points: int) -> torch.Tensor:
+        """Bias of each query and point of a map, if it is the one of the table."""
+        if (h * w, points) != tuple(self.rpe_table.shape[-2:]):
+            queries, own = self.rpe_table.shape[-2:]
             raise ZooError(
-                f"the fixed bias is for {queries} queries and {points} points; a {h}x{w} map at "
-                f"stride {self.stride} has {h * w} and {logits.shape[-1]}: use the map it was "
+                f"the fixed bias is for {queries} queries and {own} points; a {h}x{w} map at "
+                f"stride {self.stride} has {h * w} and {points}: use the map it was "
                 "built for, with sides that are multiples of the stride, or position='table'"
             )
         return self.rpe_table
 
+    def _moving_bias(self, points: torch.Tensor, h: int, w: int) -> LogBias | TableBias:
+        """Position term that follows from query minus point, for points (yx, b, groups, n)."""
+        queries, at = self.query_axes(h, w, points), (points[0], points[1])
+        if self.position == "log_cpb":
+            return LogBias(self.rpe_table, at, queries)
+        table = self.rpe_table.to(points.dtype)
+        if self.version == 2 and table.shape[1:] == (2 * h - 1, 2 * w - 1):
+            return WindowBias(table, at, queries, (self._outside(h), self._outside(w)))
+        return TableBias(table, at, queries)
 
-def _grid(rows: int, columns: int, first: float, less: int, like: torch.Tensor) -> torch.Tensor:
-    """Normalised (y, x) of a grid: 2 * (i + first) / (side - less) - 1, (rows, columns, 2)."""
+    def _outside(self, side: int) -> float:
+        """How many pixels beyond a side of the map points may lie at most (version 2)."""
+        if self.offset_range < 0:
+            return 0.0  # clamped to the map
+        padding, kernel = self.conv_offset[0].padding[0], self.conv_offset[0].kernel_size[0]
+        points = (side + 2 * padding - kernel) // self.stride + 1
+        return (self.offset_range + 1) / (points - 1) * (side - 1) / 2
 
-    def axis(side: int) -> torch.Tensor:
-        i = torch.arange(side, device=like.device, dtype=like.dtype)
-        return (i + first) * 2 / (side - less) - 1
+    def _offset(self, q: torch.Tensor) -> torch.Tensor:
+        """Predict how far the points move, (b * groups, i, j, yx), all groups at once."""
+        conv, norm, activation, last = self.conv_offset
+        weight, bias = conv.weight.repeat(self.groups, 1, 1, 1), conv.bias.repeat(self.groups)
+        out = F.conv2d(q, weight, bias, conv.stride, conv.padding, groups=len(weight))
+        out = norm.norm(rearrange(out, "b (g c) i j -> b i j g c", g=self.groups))
+        out = F.linear(activation(out), last.weight[..., 0, 0])
+        return rearrange(out, "b i j g yx -> (b g) i j yx")
 
-    return torch.stack(torch.meshgrid(axis(rows), axis(columns), indexing="ij"), -1)
+    def _sampled(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Sample each group of channels at its points (yx, b, groups, n), (b, dim, 1, n)."""
+        b, _, h, w = x.shape
+        rows, columns = (
+            neighbours((at + 1) / 2 * (side - 1), side)
+            for at, side in zip(points, (h, w), strict=True)
+        )
+        pixel, weight = crossed(rows, columns, w)  # (b, groups, n, 4)
+        image = torch.arange(b, device=x.device, dtype=pixel.dtype)[:, None, None, None]
+        group = torch.arange(self.groups, device=x.device, dtype=pixel.dtype)[:, None, None]
+        taps = Taps((image * (h * w) + pixel) * self.groups + group, weight)
+        pixels = rearrange(x, "b (g c) h w -> (b h w g) c", g=self.groups)
+        return rearrange(interpolated(pixels, taps), "b g n c -> b 1 n (g c)").permute(0, 3, 1, 2)
+
+
+def _axis(side: int, first: float, less: int, like: torch.Tensor) -> torch.Tensor:
+    """Normalised places 2 * (i + first) / (side - less) - 1 along an axis."""
+    i = torch.arange(side, device=like.device, dtype=like.dtype)
+    return (i + first) * 2 / (side - less) - 1
 
 
 def _position(use_pe: bool, dwc_pe: bool, fixed_pe: bool, log_cpb: bool) -> Position | None:
@@ -284,6 +345,7 @@ def dattention_v1(
     stage_idx: int,
     attn_drop: float = 0.0,
     proj_drop: float = 0.0,
+    impl: Impl = "fast",
 ) -> DeformableAttention:
     """Build the module whose state dict the official class of 2022 has."""
     if use_pe and not dwc_pe and list(q_size) != list(kv_size):
@@ -308,6 +370,7 @@ def dattention_v1(
         version=1,
         attn_drop=attn_drop,
         proj_drop=proj_drop,
+        impl=impl,
     )
 
 
@@ -329,6 +392,7 @@ def dattention_v2(
     log_cpb: bool,
     attn_drop: float = 0.0,
     proj_drop: float = 0.0,
+    impl: Impl = "fast",
 ) -> DeformableAttention:
     """Build the module whose state dict the official class of 2023 has."""
     del kv_size  # the official code derives it from q_size and stride
@@ -350,4 +414,5 @@ def dattention_v2(
         version=2,
         attn_drop=attn_drop,
         proj_drop=proj_drop,
+        impl=impl,
     )

@@ -1,0 +1,213 @@
+"""The position terms of deformable attention, a block of queries at a time.
+
+Along one axis the bias table is read at `i * step + c`, where i is the query's row or column and
+c follows from the point, the key, alone. So index and weight depend on row and point, and on
+column and point, never on all three. Where the table was made for the map (version 2), the step
+is 1: then the bias of a point is a window of the table, cut out between its entries.
+
+Places are normalised to -1 to 1, as (y, x). Each term is one of `zoo.chunked.Positions`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zoo.chunked import LOG2E, Strip
+from zoo.sampling import Taps, crossed, gathered, neighbours
+
+Axes = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class TableBias:
+    """A table read at query minus point, bilinearly, zero outside of it.
+
+    Args:
+        table: (heads, th, tw).
+        points: (b, groups, n) for each axis.
+        queries: (h,) and (w,).
+    """
+
+    table: torch.Tensor
+    points: Axes
+    queries: Axes
+    width = 1
+
+    @property
+    def heads_per_group(self) -> int:
+        """Heads that share their points."""
+        return len(self.table) // self.points[0].shape[1]
+
+    def strip(self, heads: slice, columns: slice) -> Strip:
+        """Read the columns of the table: lines (b, heads, n, th, columns), y of the points."""
+        points_y, points_x = (_of_heads(p, heads, self.heads_per_group) for p in self.points)
+        table = self.table[heads].transpose(1, 2)  # (heads, tw, th)
+        taps = self._taps(self.queries[1][columns], points_x, table.shape[1])
+        first = _starts(table.shape[:1], table.shape[1], table.device)
+        lines = gathered(table.flatten(0, 1) * LOG2E, taps.shifted(first[:, None, None, None]))
+        return lines.transpose(-1, -2).contiguous(), points_y
+
+    def block(self, strip: Strip, rows: slice) -> torch.Tensor:
+        """Read the rows of the lines."""
+        lines, points_y = strip
+        *lead, length, columns = lines.shape
+        taps = self._taps(self.queries[0][rows], points_y, length)
+        first = _starts(lead, length, lines.device)
+        bias = gathered(lines.view(-1, columns), taps.shifted(first[..., None, None]))
+        return bias.flatten(0, 1).flatten(-2)
+
+    def _taps(self, queries: torch.Tensor, points: torch.Tensor, length: int) -> Taps:
+        """Taps on an axis of the table, (..., n, queries, 2)."""
+        delta = (queries - points[..., None]) / 2
+        return neighbours((delta + 1) / 2 * (length - 1), length)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowBias(TableBias):
+    """A table of 2h - 1 by 2w - 1 entries, of which each point sees a window of h x w.
+
+    Args:
+        table, points, queries: as of `TableBias`.
+        reach: how far a point may lie outside of the map at most, in pixels of each axis.
+    """
+
+    reach: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Zeros beside the table that the windows reach, on each axis."""
+        sides = zip(self.queries, self.reach, strict=True)
+        margin_y, margin_x = (min(math.ceil(far) + 1, len(axis)) for axis, far in sides)
+        return margin_y, margin_x
+
+    @property
+    def starts(self) -> int:
+        """Columns of the padded table at which a window can begin."""
+        return len(self.queries[1]) + 2 * self.margins[1] + 1
+
+    def strip(self, heads: slice, columns: slice) -> Strip:
+        """Lay out the table's rows as windows: rows, index and weight of each point's taps."""
+        margin_y, margin_x = self.margins
+        table = F.pad(self.table[heads] * LOG2E, (margin_x, margin_x + 1, margin_y, margin_y + 1))
+        seen = table[..., columns.start : columns.stop + self.starts - 1]
+        windows = seen.unfold(2, columns.stop - columns.start, 1)
+        points_y, points_x = (_of_heads(p, heads, self.heads_per_group) for p in self.points)
+        corner_y = self._corner(points_y, len(self.queries[0]), margin_y)
+        corner_x = self._corner(points_x, len(self.queries[1]), margin_x)
+        taps = crossed(corner_y, corner_x, self.starts)
+        first = _starts(table.shape[:1], table.shape[1] * self.starts, table.device)
+        index, weight = taps.shifted(first[:, None, None])
+        return windows.flatten(0, 2), index, weight
+
+    def block(self, strip: Strip, rows: slice) -> torch.Tensor:
+        """Cut the rows of each point's window out of the table."""
+        windows, index, weight = strip
+        down = torch.arange(rows.start, rows.stop, device=index.device, dtype=index.dtype)
+        taps = Taps(index[..., None, :] + down[:, None] * self.starts, weight[..., None, :])
+        return gathered(windows, taps).flatten(0, 1).flatten(-2)
+
+    def _corner(self, points: torch.Tensor, side: int, margin: int) -> Taps:
+        """Taps of the first row or column of each point's window, (..., n, 2)."""
+        corner = (side - 1) * (1 - points) / 2
+        corner = corner.clamp(-margin, side - 1 + margin)  # beyond, no entry is seen
+        return neighbours(corner + margin, side + 1 + 2 * margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogBias:
+    """A small network on the log-spaced distance of query and point.
+
+    Its first layer is a sum over the axes, so only its hidden units see rows and columns meet.
+
+    Args:
+        network: linear, ReLU, linear without a bias; (y, x) to the heads of a group.
+        points: (b, groups, n) for each axis.
+        queries: (h,) and (w,).
+    """
+
+    network: nn.Sequential
+    points: Axes
+    queries: Axes
+
+    @property
+    def heads_per_group(self) -> int:
+        """Heads that share their points."""
+        return self.network[2].weight.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Hidden units for each of a group's heads."""
+        return -(-self.network[0].weight.shape[0] // self.heads_per_group)
+
+    def strip(self, heads: slice, columns: slice) -> Strip:
+        """Hidden units of the columns; y of the points; the last layer of these heads."""
+        size = self.heads_per_group
+        groups = slice(heads.start // size, (heads.stop - 1) // size + 1)
+        within = slice(heads.start % size, heads.start % size + heads.stop - heads.start)
+        points_y, points_x = (p[:, groups] for p in self.points)
+        across = self._hidden(self.queries[1][columns], points_x, 1)
+        return across, points_y, self.network[2].weight[within]
+
+    def block(self, strip: Strip, rows: slice) -> torch.Tensor:
+        """Join the hidden units of rows and columns; take the last layer."""
+        across, points_y, last = strip
+        down = self._hidden(self.queries[0][rows], points_y, 0)
+        hidden = (down[..., :, None] + across[..., None, :]).relu_()
+        bias = last * LOG2E @ hidden.flatten(-2)  # (b, groups, n, heads, queries)
+        return bias.transpose(2, 3).flatten(0, 2)
+
+    def _hidden(self, queries: torch.Tensor, points: torch.Tensor, axis: int) -> torch.Tensor:
+        """One axis' part of the hidden units, (..., n, units, queries)."""
+        spaced = log_spaced(queries - points[..., None])[..., None, :]
+        part = spaced.to(self.network[0].weight.dtype) * self.network[0].weight[:, axis, None]
+        return part if axis else part + self.network[0].bias[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedBias:
+    """A bias of its own for each query and point.
+
+    Args:
+        table: (heads, h * w, n).
+        batch: images.
+        side: w.
+    """
+
+    table: torch.Tensor
+    batch: int
+    side: int
+    width = 1
+    heads_per_group = 1
+
+    def strip(self, heads: slice, columns: slice) -> Strip:
+        """Take the columns of the table."""
+        return (self.table[heads].unflatten(1, (-1, self.side))[:, :, columns],)
+
+    def block(self, strip: Strip, rows: slice) -> torch.Tensor:
+        """Take the rows of the strip."""
+        bias = strip[0][:, rows].permute(0, 3, 1, 2).flatten(-2) * LOG2E
+        return bias.repeat(self.batch, 1, 1)
+
+
+def log_spaced(delta: torch.Tensor) -> torch.Tensor:
+    """Normalised distances on the scale of `LogBias`."""
+    far = delta * 4
+    return far.sign() * (far.abs() + 1).log2() / math.log2(8)
+
+
+def _of_heads(points: torch.Tensor, heads: slice, per_group: int) -> torch.Tensor:
+    """Points of each head, (b, groups, n) to (b, heads, n)."""
+    groups = slice(heads.start // per_group, (heads.stop - 1) // per_group + 1)
+    repeats = (heads.stop - heads.start) // (groups.stop - groups.start)
+    return points[:, groups].repeat_interleave(repeats, 1)
+
+
+def _starts(lead: torch.Size | list[int], length: int, device: torch.device) -> torch.Tensor:
+    """First row of each of many tables that stand one below another, int32 (*lead)."""
+    count = math.prod(lead)
+    return (torch.arange(count, device=device, dtype=torch.int32) * length).view(*lead)
