@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,28 +19,35 @@ from torch.utils.checkpoint import checkpoint
 LOG2E = math.log2(math.e)
 QUERIES = 320  # of a block; a matrix product of fewer is slower
 COLUMNS = 64  # of a block, at most
-LOGITS = 2**20  # of a block, or as many as one head has for `QUERIES`
+STRIP = 2**22  # elements of a strip
+LOGITS = 2**20  # of a block, about
 
 Strip = tuple[torch.Tensor, ...]
 
 
-class Positions(Protocol):
+class Positions:
     """A position term: a bias for each pair of query and key, times `LOG2E`.
 
     Args:
         heads_per_group: heads that share the places of their keys; the heads of a strip are a
             multiple or a divisor of them.
+        least_heads: heads that a block should have, for all threads to work.
         width: elements that a block needs for each of its logits.
+        strip_size: elements that a strip needs for each head.
     """
 
     heads_per_group: int
-    width: int
+    least_heads: int = 1
+    width: int = 1
+    strip_size: int = 0
 
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Prepare what all blocks share that have these heads and columns of queries."""
+        raise NotImplementedError
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Bias of each key and query, (b * heads, keys, rows * columns); may be written to."""
+        raise NotImplementedError
 
 
 def attend(
@@ -113,18 +118,24 @@ def _block_size(
     b: int, heads: int, keys: int, h: int, w: int, positions: Positions
 ) -> tuple[int, int, int]:
     """How many heads, rows and columns a block has."""
-    columns = -(-w // -(-w // COLUMNS))
-    most = LOGITS // positions.width
-    queries = min(QUERIES, max(1, most // (b * keys)))
-    rows = min(h, -(-queries // columns))
+    columns = strip_columns(w)
+    most, group = LOGITS // positions.width, positions.heads_per_group
+    least = min(heads, positions.least_heads)
+    queries = min(QUERIES, max(QUERIES // 4, most // (b * keys * least)))
+    rows = -(-h // -(-h * columns // queries))  # all blocks about alike
+    each = max(b * keys * rows * columns / most, positions.strip_size / STRIP)
     fits = [
         share
         for share in range(1, heads + 1)
-        if heads % share == 0
-        and (share % positions.heads_per_group == 0 or positions.heads_per_group % share == 0)
-        and share * b * keys * rows * columns <= most
+        if heads % share == 0 and (share % group == 0 or group % share == 0)
+        if share * each <= 1.3
     ]
     return max(fits, default=1), rows, columns
+
+
+def strip_columns(w: int) -> int:
+    """Columns of a strip: as many as fit, all strips about alike."""
+    return -(-w // -(-w // COLUMNS))
 
 
 def _part(i: int, size: int, whole: int) -> slice:

@@ -25,24 +25,24 @@ class Taps(NamedTuple):
     index: torch.Tensor
     weight: torch.Tensor
 
-    def shifted(self, rows: torch.Tensor | int) -> Taps:
-        """Return the same taps some rows further on."""
-        return Taps(self.index + rows, self.weight)
 
-
-def neighbours(position: torch.Tensor, length: int) -> Taps:
-    """Find the two pixels around each position on an axis; weight 0 for one outside of the map.
+def neighbours(position: torch.Tensor, length: int | None = None) -> Taps:
+    """Find the two entries around each position on an axis, (...) to (..., 2).
 
     Args:
-        position: in pixels, 0 the middle of the first, (...); NaN gives weights of NaN.
-        length: of the axis in pixels.
+        position: 0 is the middle of the first entry; NaN gives weights of NaN.
+        length: of the axis; what is outside gets the weight 0. None if nothing is.
     """
     low = position.detach().floor()
     fraction = position - low
-    pixel = torch.stack((low, low + 1), -1)
     weight = torch.stack((1 - fraction, fraction), -1)
-    weight = weight * ((pixel >= 0) & (pixel < length))
-    return Taps(pixel.nan_to_num(0).clamp(0, length - 1).int(), weight)
+    if length is not None:
+        low = low.clamp(-2, length)
+    first = low.nan_to_num(0).int()
+    index = torch.stack((first, first + 1), -1)
+    if length is None:
+        return Taps(index, weight)
+    return Taps(index.clamp(0, length - 1), weight * ((index >= 0) & (index < length)))
 
 
 def crossed(rows: Taps, columns: Taps, width: int) -> Taps:

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.chunked import LOG2E, Strip
+from zoo.chunked import LOG2E, Positions, Strip, strip_columns
 from zoo.sampling import Taps, crossed, gathered, neighbours
 
 Axes = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class TableBias:
+class TableBias(Positions):
     """A table read at query minus point, bilinearly, zero outside of it.
 
     Args:
@@ -36,35 +36,31 @@ class TableBias:
     table: torch.Tensor
     points: Axes
     queries: Axes
-    width = 1
 
     @property
     def heads_per_group(self) -> int:
         """Heads that share their points."""
         return len(self.table) // self.points[0].shape[1]
 
+    @property
+    def least_heads(self) -> int:
+        """Two groups: `grid_sample` gives each thread a group of its own."""
+        return 2 * self.heads_per_group
+
     def strip(self, heads: slice, columns: slice) -> Strip:
-        """Read the columns of the table: lines (b, heads, n, th, columns), y of the points."""
-        points_y, points_x = (_of_heads(p, heads, self.heads_per_group) for p in self.points)
-        table = self.table[heads].transpose(1, 2)  # (heads, tw, th)
-        taps = self._taps(self.queries[1][columns], points_x, table.shape[1])
-        first = _starts(table.shape[:1], table.shape[1], table.device)
-        lines = gathered(table.flatten(0, 1) * LOG2E, taps.shifted(first[:, None, None, None]))
-        return lines.transpose(-1, -2).contiguous(), points_y
+        """Table of each group; where its points and the columns meet it, from -1 to 1."""
+        groups, within = _groups(heads, self.heads_per_group)
+        table = self.table.unflatten(0, (-1, self.heads_per_group))[groups, within] * LOG2E
+        points_y, points_x = (at[:, groups].flatten(0, 1)[..., None, None] for at in self.points)
+        table = table.repeat(len(self.points[0]), 1, 1, 1)
+        return table, points_y, (self.queries[1][columns] - points_x) / 2
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
-        """Read the rows of the lines."""
-        lines, points_y = strip
-        *lead, length, columns = lines.shape
-        taps = self._taps(self.queries[0][rows], points_y, length)
-        first = _starts(lead, length, lines.device)
-        bias = gathered(lines.view(-1, columns), taps.shifted(first[..., None, None]))
-        return bias.flatten(0, 1).flatten(-2)
-
-    def _taps(self, queries: torch.Tensor, points: torch.Tensor, length: int) -> Taps:
-        """Taps on an axis of the table, (..., n, queries, 2)."""
-        delta = (queries - points[..., None]) / 2
-        return neighbours((delta + 1) / 2 * (length - 1), length)
+        """Sample the table at each point and query."""
+        table, points_y, x = strip
+        y = (self.queries[0][rows, None] - points_y) / 2
+        grid_xy = torch.stack(torch.broadcast_tensors(x, y), -1).flatten(2, 3)
+        return F.grid_sample(table, grid_xy, align_corners=True).flatten(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +73,7 @@ class WindowBias(TableBias):
     """
 
     reach: tuple[float, float] = (0.0, 0.0)
+    least_heads = 1
 
     @property
     def margins(self) -> tuple[int, int]:
@@ -90,18 +87,28 @@ class WindowBias(TableBias):
         """Columns of the padded table at which a window can begin."""
         return len(self.queries[1]) + 2 * self.margins[1] + 1
 
+    @property
+    def strip_size(self) -> int:
+        """Elements of the windows of a head."""
+        height = 2 * (len(self.queries[0]) + self.margins[0])
+        return height * self.starts * strip_columns(len(self.queries[1]))
+
     def strip(self, heads: slice, columns: slice) -> Strip:
-        """Lay out the table's rows as windows: rows, index and weight of each point's taps."""
+        """Lay out the table's rows as windows; index and weight of each point's taps."""
         margin_y, margin_x = self.margins
         table = F.pad(self.table[heads] * LOG2E, (margin_x, margin_x + 1, margin_y, margin_y + 1))
         seen = table[..., columns.start : columns.stop + self.starts - 1]
         windows = seen.unfold(2, columns.stop - columns.start, 1)
-        points_y, points_x = (_of_heads(p, heads, self.heads_per_group) for p in self.points)
-        corner_y = self._corner(points_y, len(self.queries[0]), margin_y)
-        corner_x = self._corner(points_x, len(self.queries[1]), margin_x)
-        taps = crossed(corner_y, corner_x, self.starts)
-        first = _starts(table.shape[:1], table.shape[1] * self.starts, table.device)
-        index, weight = taps.shifted(first[:, None, None])
+        rows = self._corner(self.points[0], len(self.queries[0]), margin_y)
+        index, weight = crossed(
+            rows, self._corner(self.points[1], len(self.queries[1]), margin_x), self.starts
+        )
+        groups, within = _groups(heads, self.heads_per_group)
+        shared = len(range(self.heads_per_group)[within])
+        first = torch.arange(len(table), device=index.device, dtype=index.dtype)
+        first = first.view(-1, shared, 1, 1) * (table.shape[1] * self.starts)
+        index = (index[:, groups, None] + first).flatten(1, 2)
+        weight = weight[:, groups, None].expand(-1, -1, shared, -1, -1).flatten(1, 2)
         return windows.flatten(0, 2), index, weight
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
@@ -112,14 +119,13 @@ class WindowBias(TableBias):
         return gathered(windows, taps).flatten(0, 1).flatten(-2)
 
     def _corner(self, points: torch.Tensor, side: int, margin: int) -> Taps:
-        """Taps of the first row or column of each point's window, (..., n, 2)."""
-        corner = (side - 1) * (1 - points) / 2
-        corner = corner.clamp(-margin, side - 1 + margin)  # beyond, no entry is seen
-        return neighbours(corner + margin, side + 1 + 2 * margin)
+        """Taps of the first row or column of each point's window, (b, groups, n, 2)."""
+        corner = (1 - points) * ((side - 1) / 2) + margin
+        return neighbours(corner.clamp(0, side - 1 + 2 * margin))  # beyond, no entry is seen
 
 
 @dataclasses.dataclass(frozen=True)
-class LogBias:
+class LogBias(Positions):
     """A small network on the log-spaced distance of query and point.
 
     Its first layer is a sum over the axes, so only its hidden units see rows and columns meet.
@@ -147,8 +153,7 @@ class LogBias:
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Hidden units of the columns; y of the points; the last layer of these heads."""
         size = self.heads_per_group
-        groups = slice(heads.start // size, (heads.stop - 1) // size + 1)
-        within = slice(heads.start % size, heads.start % size + heads.stop - heads.start)
+        groups, within = _groups(heads, size)
         points_y, points_x = (p[:, groups] for p in self.points)
         across = self._hidden(self.queries[1][columns], points_x, 1)
         return across, points_y, self.network[2].weight[within]
@@ -169,7 +174,7 @@ class LogBias:
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedBias:
+class FixedBias(Positions):
     """A bias of its own for each query and point.
 
     Args:
@@ -181,7 +186,6 @@ class FixedBias:
     table: torch.Tensor
     batch: int
     side: int
-    width = 1
     heads_per_group = 1
 
     def strip(self, heads: slice, columns: slice) -> Strip:
@@ -200,14 +204,9 @@ def log_spaced(delta: torch.Tensor) -> torch.Tensor:
     return far.sign() * (far.abs() + 1).log2() / math.log2(8)
 
 
-def _of_heads(points: torch.Tensor, heads: slice, per_group: int) -> torch.Tensor:
-    """Points of each head, (b, groups, n) to (b, heads, n)."""
-    groups = slice(heads.start // per_group, (heads.stop - 1) // per_group + 1)
-    repeats = (heads.stop - heads.start) // (groups.stop - groups.start)
-    return points[:, groups].repeat_interleave(repeats, 1)
+def _groups(heads: slice, per_group: int) -> tuple[slice, slice]:
+    """Groups that some heads belong to; which heads of each of these groups they are."""
+    first, inside = divmod(heads.start, per_group)
+    count = heads.stop - heads.start
+    return slice(first, first - (-count // per_group)), slice(inside, inside + count)
 
-
-def _starts(lead: torch.Size | list[int], length: int, device: torch.device) -> torch.Tensor:
-    """First row of each of many tables that stand one below another, int32 (*lead)."""
-    count = math.prod(lead)
-    return (torch.arange(count, device=device, dtype=torch.int32) * length).view(*lead)
