@@ -74,7 +74,7 @@ def attend(
     whole = (share, rows, columns) == (heads, h, w)
     keep_inputs_only = torch.is_grad_enabled() and not whole
     strips = []
-    split = (t.split(share, 1) for t in (q * (scale * LOG2E), k, v))
+    split = (t.split(share, 1) for t in (q * (scale * LOG2E), k.contiguous(), v.contiguous()))
     for i, (q_heads, keys, values) in enumerate(zip(*split, strict=True)):
         blocks = []
         for j, q_strip in enumerate(q_heads.split(columns, 3)):

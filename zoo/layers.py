@@ -43,6 +43,23 @@ class ChannelNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution, which is one matrix product where the channels are last in memory.
+
+    Shape: (b, dim, h, w) to (b, out, h, w)
+    """
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__(dim, out, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mix the channels of each pixel."""
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        tokens = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return tokens.permute(0, 3, 1, 2)
+
+
 def init_linear(module: nn.Module) -> None:
     """Give a linear layer the transformer's start: weights N(0, 0.02), bias 0."""
     if isinstance(module, nn.Linear):

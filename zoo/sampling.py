@@ -26,29 +26,29 @@ class Taps(NamedTuple):
     weight: torch.Tensor
 
 
-def neighbours(position: torch.Tensor, length: int | None = None) -> Taps:
+def neighbours(position: torch.Tensor, length: torch.Tensor | None = None) -> Taps:
     """Find the two entries around each position on an axis, (...) to (..., 2).
 
     Args:
         position: 0 is the middle of the first entry; NaN gives weights of NaN.
-        length: of the axis; what is outside gets the weight 0. None if nothing is.
+        length: of the axis, against `position` with one axis more; what is outside gets the
+            weight 0. None if nothing is.
     """
     low = position.detach().floor()
     fraction = position - low
     weight = torch.stack((1 - fraction, fraction), -1)
-    if length is not None:
-        low = low.clamp(-2, length)
-    first = low.nan_to_num(0).int()
-    index = torch.stack((first, first + 1), -1)
+    index = torch.stack((low, low + 1), -1).nan_to_num(0)
     if length is None:
-        return Taps(index, weight)
-    return Taps(index.clamp(0, length - 1), weight * ((index >= 0) & (index < length)))
+        return Taps(index.int(), weight)
+    seen = index.clamp(min=0).minimum(length - 1)
+    return Taps(seen.int(), weight * (seen == index))
 
 
-def crossed(rows: Taps, columns: Taps, width: int) -> Taps:
-    """Combine taps along both axes of a map whose rows have `width` entries."""
-    index = rows.index[..., :, None] * width + columns.index[..., None, :]
-    weight = rows.weight[..., :, None] * columns.weight[..., None, :]
+def crossed(taps: Taps, width: int) -> Taps:
+    """Combine taps along both axes, (yx, ..., 2) to (..., 4), of a map `width` entries wide."""
+    (index_y, index_x), (weight_y, weight_x) = taps
+    index = (index_y * width)[..., :, None] + index_x[..., None, :]
+    weight = weight_y[..., :, None] * weight_x[..., None, :]
     return Taps(index.flatten(-2), weight.flatten(-2))
 
 
@@ -58,6 +58,12 @@ def gathered(rows: torch.Tensor, taps: Taps) -> torch.Tensor:
     index, weight = taps.index.reshape(-1, count), taps.weight.expand(taps.index.shape)
     out = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight.reshape(-1, count))
     return out.unflatten(0, lead)
+
+
+def per_axis(y: float, x: float, like: torch.Tensor, axes: int = 1) -> torch.Tensor:
+    """Two numbers as a tensor (2, 1, ...) of so many axes, made on the device of `like`."""
+    numbers = torch.cat((like.new_full((1,), y), like.new_full((1,), x)))
+    return numbers.view(-1, *[1] * (axes - 1))
 
 
 def interpolated(rows: torch.Tensor, taps: Taps) -> torch.Tensor:

@@ -11,6 +11,7 @@ Places are normalised to -1 to 1, as (y, x). Each term is one of `zoo.chunked.Po
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -18,8 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo.chunked import LOG2E, Positions, Strip, strip_columns
-from zoo.sampling import Taps, crossed, gathered, neighbours
+from zoo.prepared import Prepared, kind
+from zoo.sampling import Taps, crossed, gathered, neighbours, per_axis
 
+KEPT = 2**18  # elements of the windows of some heads, at most, that are kept between calls
 Axes = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -29,18 +32,18 @@ class TableBias(Positions):
 
     Args:
         table: (heads, th, tw).
-        points: (b, groups, n) for each axis.
+        points: (yx, b, groups, n).
         queries: (h,) and (w,).
     """
 
     table: torch.Tensor
-    points: Axes
+    points: torch.Tensor
     queries: Axes
 
     @property
     def heads_per_group(self) -> int:
         """Heads that share their points."""
-        return len(self.table) // self.points[0].shape[1]
+        return len(self.table) // self.points.shape[2]
 
     @property
     def least_heads(self) -> int:
@@ -50,9 +53,10 @@ class TableBias(Positions):
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Table of each group; where its points and the columns meet it, from -1 to 1."""
         groups, within = _groups(heads, self.heads_per_group)
-        table = self.table.unflatten(0, (-1, self.heads_per_group))[groups, within] * LOG2E
-        points_y, points_x = (at[:, groups].flatten(0, 1)[..., None, None] for at in self.points)
-        table = table.repeat(len(self.points[0]), 1, 1, 1)
+        table = self.table.unflatten(0, (-1, self.heads_per_group))[groups, within]
+        table = table.to(self.points.dtype) * LOG2E
+        points_y, points_x = self.points[:, :, groups].flatten(1, 2)[..., None, None]
+        table = table.repeat(self.points.shape[1], 1, 1, 1)
         return table, points_y, (self.queries[1][columns] - points_x) / 2
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
@@ -70,9 +74,11 @@ class WindowBias(TableBias):
     Args:
         table, points, queries: as of `TableBias`.
         reach: how far a point may lie outside of the map at most, in pixels of each axis.
+        prepared: keeps small windows.
     """
 
     reach: tuple[float, float] = (0.0, 0.0)
+    prepared: Prepared = dataclasses.field(default_factory=Prepared)
     least_heads = 1
 
     @property
@@ -95,33 +101,60 @@ class WindowBias(TableBias):
 
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Lay out the table's rows as windows; index and weight of each point's taps."""
-        margin_y, margin_x = self.margins
-        table = F.pad(self.table[heads] * LOG2E, (margin_x, margin_x + 1, margin_y, margin_y + 1))
-        seen = table[..., columns.start : columns.stop + self.starts - 1]
-        windows = seen.unfold(2, columns.stop - columns.start, 1)
-        rows = self._corner(self.points[0], len(self.queries[0]), margin_y)
-        index, weight = crossed(
-            rows, self._corner(self.points[1], len(self.queries[1]), margin_x), self.starts
-        )
+        height = 2 * (len(self.queries[0]) + self.margins[0])
+        index, weight = self.corners
         groups, within = _groups(heads, self.heads_per_group)
         shared = len(range(self.heads_per_group)[within])
-        first = torch.arange(len(table), device=index.device, dtype=index.dtype)
-        first = first.view(-1, shared, 1, 1) * (table.shape[1] * self.starts)
+        count = heads.stop - heads.start
+        first = self._from(0, count, height * self.starts).view(-1, shared, 1, 1)
         index = (index[:, groups, None] + first).flatten(1, 2)
         weight = weight[:, groups, None].expand(-1, -1, shared, -1, -1).flatten(1, 2)
-        return windows.flatten(0, 2), index, weight
+        return self._windows(heads, columns), index, weight
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Cut the rows of each point's window out of the table."""
         windows, index, weight = strip
-        down = torch.arange(rows.start, rows.stop, device=index.device, dtype=index.dtype)
-        taps = Taps(index[..., None, :] + down[:, None] * self.starts, weight[..., None, :])
-        return gathered(windows, taps).flatten(0, 1).flatten(-2)
+        index = index[..., None, :] + self._from(rows.start, rows.stop, self.starts)[:, None]
+        bias = gathered(windows, Taps(index, weight[..., None, :]))
+        return bias.flatten(0, 1).flatten(-2)
 
-    def _corner(self, points: torch.Tensor, side: int, margin: int) -> Taps:
-        """Taps of the first row or column of each point's window, (b, groups, n, 2)."""
-        corner = (1 - points) * ((side - 1) / 2) + margin
-        return neighbours(corner.clamp(0, side - 1 + 2 * margin))  # beyond, no entry is seen
+    def _from(self, start: int, stop: int, step: int) -> torch.Tensor:
+        """First rows of some tables that stand one below another."""
+
+        def make() -> torch.Tensor:
+            device = self.points.device
+            return torch.arange(start * step, stop * step, step, device=device, dtype=torch.int32)
+
+        return self.prepared(f"from {start}", make, key=(stop, step, self.points.device))
+
+    @functools.cached_property
+    def corners(self) -> Taps:
+        """Taps of the first entry of each point's window, (b, groups, n, 4)."""
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            half = per_axis(*((len(axis) - 1) / 2 for axis in self.queries), self.points, 4)
+            return half, half + per_axis(*self.margins, self.points, 4)
+
+        key = (*map(len, self.queries), self.margins, *kind(self.points))
+        half, middle = self.prepared("corners", make, key=key)
+        corner = middle - self.points * half
+        if any(margin == len(axis) for margin, axis in zip(self.margins, self.queries)):
+            corner = corner.clamp(min=0).minimum(middle * 2)  # beyond, no entry is seen
+        return crossed(neighbours(corner), self.starts)
+
+    def _windows(self, heads: slice, columns: slice) -> torch.Tensor:
+        margin_y, margin_x = self.margins
+
+        def make() -> torch.Tensor:
+            margins = (margin_x, margin_x + 1, margin_y, margin_y + 1)
+            table = F.pad(self.table[heads].to(self.points.dtype) * LOG2E, margins)
+            seen = table[..., columns.start : columns.stop + self.starts - 1]
+            return seen.unfold(2, columns.stop - columns.start, 1).flatten(0, 2)
+
+        if (heads.stop - heads.start) * self.strip_size > KEPT:
+            return make()
+        key = (heads.start, heads.stop, columns.start, columns.stop, self.margins, *kind(self.points))
+        return self.prepared(f"windows {heads.start} {columns.start}", make, self.table, key=key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +165,12 @@ class LogBias(Positions):
 
     Args:
         network: linear, ReLU, linear without a bias; (y, x) to the heads of a group.
-        points: (b, groups, n) for each axis.
+        points: (yx, b, groups, n).
         queries: (h,) and (w,).
     """
 
     network: nn.Sequential
-    points: Axes
+    points: torch.Tensor
     queries: Axes
 
     @property
@@ -154,7 +187,7 @@ class LogBias(Positions):
         """Hidden units of the columns; y of the points; the last layer of these heads."""
         size = self.heads_per_group
         groups, within = _groups(heads, size)
-        points_y, points_x = (p[:, groups] for p in self.points)
+        points_y, points_x = self.points[:, :, groups]
         across = self._hidden(self.queries[1][columns], points_x, 1)
         return across, points_y, self.network[2].weight[within]
 

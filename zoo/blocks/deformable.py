@@ -8,7 +8,7 @@ although version 1 places pixel centres as if it were False: checkpoints were tr
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,10 +19,11 @@ from torch import nn
 from zoo.blocks import _deformable_flex, _deformable_reference
 from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias
 from zoo.chunked import Positions, attend
-from zoo.layers import ChannelNorm, head_scale, resized_table
+from zoo.layers import ChannelNorm, Pointwise, head_scale, resized_table
+from zoo.prepared import Prepared, kind
 from zoo.reference import reference
 from zoo.registry import ZooError
-from zoo.sampling import Taps, crossed, interpolated, neighbours
+from zoo.sampling import Taps, crossed, interpolated, neighbours, per_axis
 from zoo.spec import block
 
 Position = Literal["table", "dwc", "fixed", "log_cpb"]
@@ -121,8 +122,12 @@ class DeformableAttention(nn.Module):
             nn.GELU(),
             nn.Conv2d(group_dim, 2, 1, bias=False),
         )
-        self.proj_q, self.proj_k = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
-        self.proj_v, self.proj_out = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
+        self.prepared = Prepared()
+        pointwise = functools.partial(nn.Conv2d, kernel_size=1)
+        if impl != "reference":
+            pointwise = Pointwise
+        self.proj_q, self.proj_k = pointwise(dim, dim), pointwise(dim, dim)
+        self.proj_v, self.proj_out = pointwise(dim, dim), pointwise(dim, dim)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         for parameter in self.conv_offset.parameters() if no_offset else ():
             parameter.requires_grad_(False)
@@ -218,30 +223,32 @@ class DeformableAttention(nn.Module):
         """Move the reference points (i, j, yx) by offsets of (b * groups, i, j, yx)."""
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         rows, columns = offset.shape[1:3]
-        less = self.version - 1  # version 2 divides by the side minus one
-        axes = _axis(rows, 0.5, less, offset), _axis(columns, 0.5, less, offset)
-        reference_yx = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        reference_yx, step = self.prepared(
+            "places", lambda: self._places(rows, columns, offset), key=(rows, columns, *kind(offset))
+        )
         if self.no_offset:
-            offset = torch.zeros_like(offset)
-        if self.version == 1:
-            if self.offset_range > 0:
-                offset = self._bounded(offset, rows, columns)
-            pos_yx = offset + reference_yx
-            return (pos_yx if self.offset_range >= 0 else pos_yx.tanh()), reference_yx
-        if self.offset_range >= 0:
-            if min(rows, columns) < 2:
-                raise ZooError(
-                    f"deformable attention has {rows}x{columns} reference points at stride "
-                    f"{self.stride}; it needs 2x2: use a larger input or a smaller stride"
-                )
-            return self._bounded(offset, rows, columns) + reference_yx, reference_yx
-        return (offset + reference_yx).clamp(-1.0, 1.0), reference_yx
+            return reference_yx.expand_as(offset), reference_yx
+        if self.offset_range > 0 or (self.offset_range == 0 and self.version == 2):
+            offset = offset.tanh() * step
+        pos_yx = offset + reference_yx
+        if self.offset_range < 0:
+            pos_yx = pos_yx.tanh() if self.version == 1 else pos_yx.clamp(-1.0, 1.0)
+        return pos_yx, reference_yx
 
-    def _bounded(self, offset: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        less = self.version - 1
-        step = (self.offset_range / (rows - less), self.offset_range / (columns - less))
-        dy, dx = offset.tanh().unbind(-1)
-        return torch.stack((dy * step[0], dx * step[1]), -1)
+    def _places(
+        self, rows: int, columns: int, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reference points (i, j, yx), and how far they may move, (yx,)."""
+        less = self.version - 1  # version 2 divides by the side minus one
+        if self.version == 2 and self.offset_range >= 0 and min(rows, columns) < 2:
+            raise ZooError(
+                f"deformable attention has {rows}x{columns} reference points at stride "
+                f"{self.stride}; it needs 2x2: use a larger input or a smaller stride"
+            )
+        axes = _axis(rows, 0.5, less, like), _axis(columns, 0.5, less, like)
+        far = max(self.offset_range, 0)
+        steps = (far / max(rows - less, 1), far / max(columns - less, 1))
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1), per_axis(*steps, like)
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """Average the pixels of each stride, (b, dim, 1, points)."""
@@ -260,7 +267,11 @@ class DeformableAttention(nn.Module):
         if self.version == 2 and min(h, w) < 2:
             raise ZooError(f"the bias cannot be computed on a {h}x{w} map; it needs 2x2")
         first, less = (0.5, 0) if self.version == 1 else (0.0, 1)
-        return _axis(h, first, less, like), _axis(w, first, less, like)
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            return _axis(h, first, less, like), _axis(w, first, less, like)
+
+        return self.prepared("queries", make, key=(h, w, *kind(like)))
 
     def fixed_table(self, h: int, w: int, points: int) -> torch.Tensor:
         """Bias of each query and point of a map, if it is the one of the table."""
@@ -275,13 +286,13 @@ class DeformableAttention(nn.Module):
 
     def _moving_bias(self, points: torch.Tensor, h: int, w: int) -> LogBias | TableBias:
         """Position term that follows from query minus point, for points (yx, b, groups, n)."""
-        queries, at = self.query_axes(h, w, points), (points[0], points[1])
+        queries = self.query_axes(h, w, points)
         if self.position == "log_cpb":
-            return LogBias(self.rpe_table, at, queries)
-        table = self.rpe_table.to(points.dtype)
-        if self.version == 2 and table.shape[1:] == (2 * h - 1, 2 * w - 1):
-            return WindowBias(table, at, queries, (self._outside(h), self._outside(w)))
-        return TableBias(table, at, queries)
+            return LogBias(self.rpe_table, points, queries)
+        if self.version == 2 and self.rpe_table.shape[1:] == (2 * h - 1, 2 * w - 1):
+            reach = (self._outside(h), self._outside(w))
+            return WindowBias(self.rpe_table, points, queries, reach, self.prepared)
+        return TableBias(self.rpe_table, points, queries)
 
     def _outside(self, side: int) -> float:
         """How many pixels beyond a side of the map points may lie at most (version 2)."""
@@ -294,7 +305,12 @@ class DeformableAttention(nn.Module):
     def _offset(self, q: torch.Tensor) -> torch.Tensor:
         """Predict how far the points move, (b * groups, i, j, yx), all groups at once."""
         conv, norm, activation, last = self.conv_offset
-        weight, bias = conv.weight.repeat(self.groups, 1, 1, 1), conv.bias.repeat(self.groups)
+        weight, bias = self.prepared(
+            "offset",
+            lambda: (conv.weight.repeat(self.groups, 1, 1, 1), conv.bias.repeat(self.groups)),
+            conv.weight,
+            conv.bias,
+        )
         out = F.conv2d(q, weight, bias, conv.stride, conv.padding, groups=len(weight))
         out = norm.norm(rearrange(out, "b (g c) i j -> b i j g c", g=self.groups))
         out = F.linear(activation(out), last.weight[..., 0, 0])
@@ -303,16 +319,23 @@ class DeformableAttention(nn.Module):
     def _sampled(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Sample each group of channels at its points (yx, b, groups, n), (b, dim, 1, n)."""
         b, _, h, w = x.shape
-        rows, columns = (
-            neighbours((at + 1) / 2 * (side - 1), side)
-            for at, side in zip(points, (h, w), strict=True)
+        half, lengths, first = self.prepared(
+            "map", lambda: self._map(b, h, w, points), key=(b, h, w, *kind(points))
         )
-        pixel, weight = crossed(rows, columns, w)  # (b, groups, n, 4)
-        image = torch.arange(b, device=x.device, dtype=pixel.dtype)[:, None, None, None]
-        group = torch.arange(self.groups, device=x.device, dtype=pixel.dtype)[:, None, None]
-        taps = Taps((image * (h * w) + pixel) * self.groups + group, weight)
+        pixel, weight = crossed(neighbours(points * half + half, lengths), w)  # (b, g, n, 4)
+        taps = Taps(pixel * self.groups + first, weight)
         pixels = rearrange(x, "b (g c) h w -> (b h w g) c", g=self.groups)
         return rearrange(interpolated(pixels, taps), "b g n c -> b 1 n (g c)").permute(0, 3, 1, 2)
+
+
+    def _map(self, b: int, h: int, w: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Half and whole sides of a map, and the first row of each image and group in it."""
+        image, group = (
+            torch.arange(count, device=like.device, dtype=torch.int32) for count in (b, self.groups)
+        )
+        first = image[:, None] * (h * w * self.groups) + group
+        half = per_axis((h - 1) / 2, (w - 1) / 2, like, 4)
+        return half, per_axis(h, w, like, 5), first[..., None, None]
 
 
 def _axis(side: int, first: float, less: int, like: torch.Tensor) -> torch.Tensor:

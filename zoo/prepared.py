@@ -1,0 +1,66 @@
+"""Tensors that a module makes from its parameters once, and again when those have changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+Value = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+class Prepared:
+    """What a module has made, by name; kept while no gradients are recorded.
+
+    A change is seen by the version that torch counts up whenever a tensor is written to, and by
+    where it lies. Writing through `parameter.data`, which torch does not count either, is not seen
+    unless `clear` is called or the module trains in between. Copies and files leave all out.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Hashable, tuple[Any, ...], Any]] = {}
+
+    def __call__(
+        self, name: str, make: Callable[[], Any], *sources: torch.Tensor, key: Hashable = ()
+    ) -> Any:
+        """Return what `make` gives, or gave for the same sources and key.
+
+        Args:
+            name: of the value; the last one of each name is kept.
+            make: gives a tensor or a tuple of tensors.
+            sources: what it makes it from.
+            key: whatever else it depends on, such as the size of a map.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            self.clear()
+            return make()
+        if not all(map(_plain, sources)):
+            return make()
+        state = (key, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources))
+        found = self._kept.get(name)
+        if found and found[0] == state and all(r() is t for r, t in zip(found[1], sources)):
+            return found[2]
+        value = make()
+        if all(map(_plain, value if isinstance(value, tuple) else (value,))):
+            self._kept[name] = state, tuple(map(weakref.ref, sources)), value
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
+    def __reduce__(self) -> tuple[type[Prepared], tuple[()]]:
+        return Prepared, ()
+
+
+def kind(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
+    """Type and device, as part of a key."""
+    return tensor.dtype, tensor.device
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    """Whether it is a real tensor whose changes torch counts."""
+    usual = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return usual and not tensor.is_meta
