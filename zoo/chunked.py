@@ -3,19 +3,21 @@
 All logits of an 80x80 map with 1600 points are 330 MB for 8 heads; a block of them stays in the
 cache, and memory grows with queries plus keys instead of with their product. A block is laid out
 keys by queries, because then a position term can be written a row of queries at a time, and
-softmax works in powers of two, which the CPU takes the fastest. What training keeps of a block is
-its input: the rest is computed again in the backward pass.
+softmax works in powers of two, which the CPU takes the fastest. Training keeps the input and the
+output of a block; the backward pass computes the rest again.
 """
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+LN2 = math.log(2)
 LOG2E = math.log2(math.e)
 QUERIES = 320  # of a block; a matrix product of fewer is slower
 COLUMNS = 64  # of a block, at most
@@ -71,8 +73,6 @@ def attend(
     """
     b, heads, h, w, _ = q.shape
     share, rows, columns = _block_size(b, heads, k.shape[2], h, w, positions)
-    whole = (share, rows, columns) == (heads, h, w)
-    keep_inputs_only = torch.is_grad_enabled() and not whole
     strips = []
     split = (t.split(share, 1) for t in (q * (scale * LOG2E), k.contiguous(), v.contiguous()))
     for i, (q_heads, keys, values) in enumerate(zip(*split, strict=True)):
@@ -80,38 +80,100 @@ def attend(
         for j, q_strip in enumerate(q_heads.split(columns, 3)):
             strip = positions.strip(_part(i, share, heads), _part(j, columns, w))
             for r, queries in enumerate(q_strip.split(rows, 2)):
-                run = functools.partial(_attend, positions, _part(r, rows, h), dropout)
-                if keep_inputs_only:
-                    run = functools.partial(
-                        checkpoint, run, use_reentrant=False, preserve_rng_state=dropout > 0
-                    )
-                blocks.append(run(queries, keys, values, *strip))
+                part = _part(r, rows, h)
+                if not torch.is_grad_enabled():
+                    out, _ = _forward(positions, part, queries, keys, values, *strip)
+                elif dropout:
+                    out = checkpoint(
+                        _dropped, dropout, positions, part, queries, keys, values, *strip,
+                        use_reentrant=False,
+                    )  # fmt: skip
+                else:
+                    out = _Block.apply(positions, part, queries, keys, values, *strip)
+                blocks.append(out)
         strips.append(_joined(blocks, -(-h // rows)))
     return strips[0] if len(strips) == 1 else torch.cat(strips, 1)
 
 
-def _attend(
+def _logits(
+    bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor
+) -> torch.Tensor:
+    """Logits of a block in powers of two, (b * heads, keys, queries); the bias may be overwritten."""
+    queries, keys = q.flatten(2, 3).flatten(0, 1).transpose(1, 2), k.flatten(0, 1)
+    if bias.dtype != queries.dtype:  # the bias of half types is float32
+        return bias + torch.bmm(keys, queries)
+    if torch.is_grad_enabled():
+        return torch.baddbmm(bias, keys, queries)
+    return bias.baddbmm_(keys, queries)
+
+
+def _forward(
     positions: Positions,
     rows: slice,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *strip: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend from the queries of a block: as q, and the log of each sum, (b * heads, 1, queries)."""
+    logits = _logits(positions.block(strip, rows), q, k)
+    highest = logits.detach().amax(1, keepdim=True)
+    weights = logits.sub_(highest).exp2_()
+    total = weights.sum(1, keepdim=True)
+    out = torch.bmm(weights.transpose(1, 2).to(v.dtype), v.flatten(0, 1)) / total.transpose(1, 2)
+    return out.to(q.dtype).view(q.shape), highest.add_(total.log2())
+
+
+def _dropped(
     dropout: float,
+    positions: Positions,
+    rows: slice,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     *strip: torch.Tensor,
 ) -> torch.Tensor:
-    """Attend from the queries of a block, as q."""
-    logits = positions.block(strip, rows)
-    queries = q.flatten(2, 3).flatten(0, 1).transpose(1, 2)
-    keys, values = k.flatten(0, 1), v.flatten(0, 1)
-    if logits.dtype == queries.dtype:
-        logits = logits.baddbmm_(keys, queries)
-    else:  # the bias of half types is float32
-        logits += torch.bmm(keys, queries)
-    logits -= logits.detach().amax(1, keepdim=True)
-    weights = logits.exp2_()
-    total = weights.sum(1)[..., None]
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(values.dtype)
-    return (torch.bmm(weights.transpose(1, 2), values) / total).to(q.dtype).view(q.shape)
+    """Attend with dropout of the attention weights."""
+    weights = (_logits(positions.block(strip, rows), q, k) * LN2).softmax(1)
+    weights = F.dropout(weights, dropout).transpose(1, 2).to(v.dtype)
+    return torch.bmm(weights, v.flatten(0, 1)).view(q.shape)
+
+
+class _Block(torch.autograd.Function):
+    """`_forward` with a backward pass that computes the attention weights again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, positions: Positions, rows: slice, *tensors: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend from the queries of a block."""
+        out, log_total = _forward(positions, rows, *tensors)
+        ctx.save_for_backward(out, log_total, *tensors)
+        ctx.positions, ctx.rows = positions, rows
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the queries, keys, values and of what the strip prepared."""
+        out, log_total, q, k, v, *strip = ctx.saved_tensors
+        strip = [t.detach().requires_grad_(t.requires_grad) for t in strip]
+        learned = [t for t in strip if t.requires_grad]
+        with torch.enable_grad():
+            bias = ctx.positions.block(tuple(strip), ctx.rows)
+        weights = _logits(bias.data, q, k).sub_(log_total).exp2_()  # (b * heads, n, m)
+        d_out = grad.flatten(2, 3).flatten(0, 1)
+        d_v = torch.bmm(weights.to(v.dtype), d_out)
+        # Each query's mean of what its weights gain; times ln 2, since logits are powers of two.
+        mean = (d_out * out.flatten(2, 3).flatten(0, 1)).sum(-1, dtype=weights.dtype) * -LN2
+        gained = torch.bmm(v.flatten(0, 1), d_out.transpose(1, 2)).to(weights.dtype)
+        d_logits = gained.mul_(LN2).add_(mean[:, None]).mul_(weights)
+        narrow = d_logits.to(k.dtype)
+        d_q = torch.bmm(narrow.transpose(1, 2), k.flatten(0, 1)).view(q.shape)
+        d_k = torch.bmm(narrow, q.flatten(2, 3).flatten(0, 1)).view(k.shape)
+        found = iter(torch.autograd.grad(bias, learned, d_logits) if learned else ())
+        d_strip = (next(found) if t.requires_grad else None for t in strip)
+        return None, None, d_q, d_k, d_v.view(v.shape), *d_strip
 
 
 def _block_size(

@@ -13,10 +13,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from zoo.chunked import LOG2E, Positions, Strip, strip_columns
 from zoo.prepared import Prepared, kind
@@ -109,13 +111,31 @@ class WindowBias(TableBias):
         first = self._from(0, count, height * self.starts).view(-1, shared, 1, 1)
         index = (index[:, groups, None] + first).flatten(1, 2)
         weight = weight[:, groups, None].expand(-1, -1, shared, -1, -1).flatten(1, 2)
-        return self._windows(heads, columns), index, weight
+        windows = self._windows(heads, columns)
+        if not (torch.is_grad_enabled() and windows.requires_grad):
+            return windows, index, weight
+        return windows, index, weight, *self._by_corner(index, weight)
+
+    def _by_corner(self, index: torch.Tensor, weight: torch.Tensor) -> Strip:
+        """Taps in the order of the table: the point, and the weight, of each; their edges."""
+        ordered, order = index.flatten().sort()
+        height = 2 * (len(self.queries[0]) + self.margins[0])
+        corners = (height - len(self.queries[0]) + 1) * self.starts
+        first = torch.arange(index.shape[1], device=index.device) * (height * self.starts)
+        corner = torch.arange(corners, device=index.device)
+        edges = torch.searchsorted(ordered, (first[:, None] + corner).flatten().int(), out_int32=True)
+        ends = edges.new_full((1,), len(order))
+        return (order // 4).int(), weight.flatten()[order].detach(), torch.cat((edges, ends))
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Cut the rows of each point's window out of the table."""
-        windows, index, weight = strip
+        windows, index, weight, *by_corner = strip
         index = index[..., None, :] + self._from(rows.start, rows.stop, self.starts)[:, None]
-        bias = gathered(windows, Taps(index, weight[..., None, :]))
+        taps = Taps(index, weight[..., None, :])
+        if by_corner:
+            bias = _Cut.apply(gathered(windows.detach(), taps), windows, rows, self.starts, *by_corner)
+        else:
+            bias = gathered(windows, taps)
         return bias.flatten(0, 1).flatten(-2)
 
     def _from(self, start: int, stop: int, step: int) -> torch.Tensor:
@@ -157,6 +177,49 @@ class WindowBias(TableBias):
         return self.prepared(f"windows {heads.start} {columns.start}", make, self.table, key=key)
 
 
+class _Cut(torch.autograd.Function):
+    """Gives the gradient of a block's bias to the windows that it was cut out of.
+
+    The taps of all rows of a point lie one below another. So those with the same corner are
+    summed first, all rows at once, and each row is added where it belongs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        bias: torch.Tensor,
+        windows: torch.Tensor,
+        rows: slice,
+        starts: int,
+        *by_corner: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the bias (b, heads, n, rows, columns) as it is."""
+        ctx.save_for_backward(*by_corner)
+        ctx.shape, ctx.rows, ctx.starts = windows.shape, rows, starts
+        return bias.view_as(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Pass the gradient on, and sum it for the windows."""
+        point, weight, edges = ctx.saved_tensors
+        heads = grad.shape[1]
+        sums = F.embedding_bag(
+            point,
+            grad.flatten(3).flatten(0, 2),
+            edges,
+            mode="sum",
+            per_sample_weights=weight,
+            include_last_offset=True,
+        )
+        sums = sums.view(heads, -1, ctx.starts, *grad.shape[3:])
+        windows = grad.new_zeros(ctx.shape).view(heads, -1, ctx.starts, ctx.shape[1])
+        for i in range(ctx.rows.stop - ctx.rows.start):
+            top = ctx.rows.start + i
+            windows[:, top : top + sums.shape[1]] += sums[..., i, :]
+        return grad, windows.view(ctx.shape), None, None, None, None, None
+
+
 @dataclasses.dataclass(frozen=True)
 class LogBias(Positions):
     """A small network on the log-spaced distance of query and point.
@@ -184,26 +247,21 @@ class LogBias(Positions):
         return -(-self.network[0].weight.shape[0] // self.heads_per_group)
 
     def strip(self, heads: slice, columns: slice) -> Strip:
-        """Hidden units of the columns; y of the points; the last layer of these heads."""
+        """Hidden units of the columns; y of the points; its weights; the last layer."""
         size = self.heads_per_group
         groups, within = _groups(heads, size)
         points_y, points_x = self.points[:, :, groups]
-        across = self._hidden(self.queries[1][columns], points_x, 1)
-        return across, points_y, self.network[2].weight[within]
+        first = self.network[0]
+        across = _part(self.queries[1][columns], points_x, first.weight[:, 1]) + first.bias[:, None]
+        return across, points_y, first.weight[:, 0], self.network[2].weight[within] * LOG2E
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Join the hidden units of rows and columns; take the last layer."""
-        across, points_y, last = strip
-        down = self._hidden(self.queries[0][rows], points_y, 0)
+        across, points_y, weight, last = strip
+        down = _part(self.queries[0][rows], points_y, weight)
         hidden = (down[..., :, None] + across[..., None, :]).relu_()
-        bias = last * LOG2E @ hidden.flatten(-2)  # (b, groups, n, heads, queries)
+        bias = last @ hidden.flatten(-2)  # (b, groups, n, heads, queries)
         return bias.transpose(2, 3).flatten(0, 2)
-
-    def _hidden(self, queries: torch.Tensor, points: torch.Tensor, axis: int) -> torch.Tensor:
-        """One axis' part of the hidden units, (..., n, units, queries)."""
-        spaced = log_spaced(queries - points[..., None])[..., None, :]
-        part = spaced.to(self.network[0].weight.dtype) * self.network[0].weight[:, axis, None]
-        return part if axis else part + self.network[0].bias[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +293,12 @@ def log_spaced(delta: torch.Tensor) -> torch.Tensor:
     """Normalised distances on the scale of `LogBias`."""
     far = delta * 4
     return far.sign() * (far.abs() + 1).log2() / math.log2(8)
+
+
+def _part(queries: torch.Tensor, points: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """One axis' part of the hidden units, (..., n, units, queries)."""
+    spaced = log_spaced(queries - points[..., None])[..., None, :]
+    return spaced.to(weight.dtype) * weight[:, None]
 
 
 def _groups(heads: slice, per_group: int) -> tuple[slice, slice]:
