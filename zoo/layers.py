@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from zoo.prepared import Prepared
 from zoo.registry import ZooError
 
 
@@ -43,6 +44,23 @@ class ChannelNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Linear(nn.Linear):
+    """A linear layer whose weights lie as oneDNN wants them, where nothing is learned on a CPU.
+
+    Such weights are a copy, made at the first call and again when the weights have changed.
+
+    Shape: (..., dim) to (..., out)
+    """
+
+    def __init__(self, dim: int, out: int, bias: bool = True) -> None:
+        super().__init__(dim, out, bias)
+        self.prepared = Prepared()
+
+    def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        """Mix the channels, and apply a GELU if asked to."""
+        return mixed(x, self, gelu=gelu)
+
+
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution, which is one matrix product where the channels are last in memory.
 
@@ -51,13 +69,47 @@ class Pointwise(nn.Conv2d):
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__(dim, out, 1)
+        self.prepared = Prepared()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix the channels of each pixel."""
         if not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
-        tokens = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
-        return tokens.permute(0, 3, 1, 2)
+        return mixed(x.permute(0, 2, 3, 1), self).permute(0, 3, 1, 2)
+
+
+def pointwise(dim: int, out: int, impl: str = "fast") -> nn.Conv2d:
+    """A 1x1 convolution; the plain one for networks that compute as the official code does."""
+    return nn.Conv2d(dim, out, 1) if impl == "reference" else Pointwise(dim, out)
+
+
+def mixed(x: torch.Tensor, layer: Linear | Pointwise, *, gelu: bool = False) -> torch.Tensor:
+    """Mix the last axis of `x` by the weights of a layer."""
+    weight, bias = layer.weight, layer.bias
+    if not packs(x, weight):
+        out = F.linear(x, weight.flatten(1), bias)
+        return F.gelu(out) if gelu else out
+    ops = torch.ops.mkldnn
+    packed = layer.prepared(
+        "packed", lambda: ops._reorder_linear_weight(weight.detach().flatten(1)), weight
+    )
+    return ops._linear_pointwise(x, packed, bias, "gelu" if gelu else "none", [], "none")
+
+
+def packs(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product is one that oneDNN does with packed weights, and nobody looks on.
+
+    Counters, tracers and compilers are shown the usual operator instead.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and type(x) is torch.Tensor
+        and Prepared.keeps(weight)
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def init_linear(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Value = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -33,23 +34,32 @@ class Prepared:
             sources: what it makes it from.
             key: whatever else it depends on, such as the size of a map.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            self.clear()
-            return make()
-        if not all(map(_plain, sources)):
+        if not self.keeps(*sources):
+            if self._kept:
+                self._kept = {}
             return make()
         state = (key, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources))
         found = self._kept.get(name)
         if found and found[0] == state and all(r() is t for r, t in zip(found[1], sources)):
             return found[2]
         value = make()
-        if all(map(_plain, value if isinstance(value, tuple) else (value,))):
-            self._kept[name] = state, tuple(map(weakref.ref, sources)), value
+        self._kept[name] = state, tuple(map(weakref.ref, sources)), value
         return value
+
+    @staticmethod
+    def keeps(*sources: torch.Tensor) -> bool:
+        """Whether what is made of such tensors can be kept: nothing records what happens."""
+        return (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and _get_current_dispatch_mode() is None
+            and all(map(_plain, sources))
+        )
 
     def clear(self) -> None:
         """Forget everything."""
-        self._kept.clear()
+        self._kept = {}
 
     def __reduce__(self) -> tuple[type[Prepared], tuple[()]]:
         return Prepared, ()
@@ -63,4 +73,4 @@ def kind(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
 def _plain(tensor: torch.Tensor) -> bool:
     """Whether it is a real tensor whose changes torch counts."""
     usual = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-    return usual and not tensor.is_meta
+    return usual and not tensor.is_meta and not tensor.is_inference()

@@ -8,7 +8,6 @@ although version 1 places pixel centres as if it were False: checkpoints were tr
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 from zoo.blocks import _deformable_flex, _deformable_reference
 from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias
 from zoo.chunked import Positions, attend
-from zoo.layers import ChannelNorm, Pointwise, head_scale, resized_table
+from zoo.layers import ChannelNorm, head_scale, pointwise, resized_table
 from zoo.prepared import Prepared, kind
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -123,11 +122,8 @@ class DeformableAttention(nn.Module):
             nn.Conv2d(group_dim, 2, 1, bias=False),
         )
         self.prepared = Prepared()
-        pointwise = functools.partial(nn.Conv2d, kernel_size=1)
-        if impl != "reference":
-            pointwise = Pointwise
-        self.proj_q, self.proj_k = pointwise(dim, dim), pointwise(dim, dim)
-        self.proj_v, self.proj_out = pointwise(dim, dim), pointwise(dim, dim)
+        self.proj_q, self.proj_k = pointwise(dim, dim, impl), pointwise(dim, dim, impl)
+        self.proj_v, self.proj_out = pointwise(dim, dim, impl), pointwise(dim, dim, impl)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         for parameter in self.conv_offset.parameters() if no_offset else ():
             parameter.requires_grad_(False)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import head_scale, init_linear, resized_table, sides
+from zoo.chunked import LOG2E, LOGITS
+from zoo.layers import Linear, head_scale, init_linear, resized_table, sides
+from zoo.prepared import Prepared
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -42,12 +45,15 @@ class WindowAttention(nn.Module):
         window: int = 7,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        impl: str = "fast",
     ) -> None:
         super().__init__()
+        self.impl = impl
         self.scale = head_scale(dim, heads)
         self.heads, self.window = heads, window
-        self.proj_qkv = nn.Linear(dim, 3 * dim)
-        self.proj_out = nn.Linear(dim, dim)
+        linear = nn.Linear if impl == "reference" else Linear
+        self.proj_qkv, self.proj_out = linear(dim, 3 * dim), linear(dim, dim)
+        self.prepared = Prepared()
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         table = torch.zeros((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
@@ -55,18 +61,62 @@ class WindowAttention(nn.Module):
         self.relative_position_index: torch.Tensor
         self.apply(init_linear)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend inside each window; `mask` (windows, m, n) is added to the logits."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend inside each window."""
         h, w = x.shape[-2:]
         if h % self.window or w % self.window:
             raise ZooError(f"input is {h}x{w}, not a multiple of window={self.window}")
-        rows, window = h // self.window, self.window
+        if self.impl == "reference":
+            return self._reference(x, self._mask(h, w, x))
+        channels_last = x.contiguous(memory_format=torch.channels_last)
+        out = self._channels_last(channels_last)
+        return out if x is channels_last else out.contiguous()
+
+    def _reference(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Attend as the papers write it; `mask` (windows, m, n) is added to the logits."""
+        rows, window = x.shape[-2] // self.window, self.window
         tokens = rearrange(x, "b c (i y) (j x) -> b (i j) (y x) c", y=window, x=window)
-        bias = self.relative_position_bias_table[self.relative_position_index]
-        out = attend(self.proj_qkv(tokens), self.scale, bias, mask, self.attn_drop)
-        out = self.proj_out(out)
+        out = self.proj_out(
+            attend(self.proj_qkv(tokens), self.scale, self._bias(), mask, self.attn_drop)
+        )
         out = rearrange(out, "b (i j) (y x) c -> b c (i y) (j x)", i=rows, y=window)
         return self.proj_drop(out)
+
+    def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend with the channels of each pixel side by side in memory, which moves twice."""
+        h, w = x.shape[-2:]
+        order, back = self.prepared("order", lambda: self._order(h, w, x.device), key=(h, w, x.device))
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, order)
+        qkv = self.proj_qkv(tokens.unflatten(1, (-1, self.window**2)))
+        bias, mask = self._bias(), self._mask(h, w, x)
+        if x.is_cuda:
+            out = fused(qkv, self.scale, bias, mask, self.attn_drop.p if self.training else 0.0)
+        elif Prepared.keeps(bias):
+            out = by_parts(qkv, self.scale, bias, mask)
+        else:
+            out = attend(qkv, self.scale, bias, mask, self.attn_drop)
+        out = self.proj_out(out).flatten(1, 2).index_select(1, back)
+        return self.proj_drop(out.unflatten(1, (h, w)).permute(0, 3, 1, 2))
+
+    def _order(self, h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels of a map, window by window; and where each pixel then stands."""
+        pixels = self._rolled(torch.arange(h * w, device=device).view(h, w))
+        window = self.window
+        order = rearrange(pixels, "(i y) (j x) -> (i j y x)", y=window, x=window)
+        return order, order.argsort()
+
+    def _bias(self) -> torch.Tensor:
+        """Bias of each query and key of a window, (m, n, heads)."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        return self.prepared("bias", lambda: table[index], table)
+
+    def _mask(self, h: int, w: int, like: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the logits of each window of a map, (windows, m, n)."""
+        return None
+
+    def _rolled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels of a map (h, w), moved to where windows are cut."""
+        return pixels
 
     def fit_entry(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Resize a bias table of a checkpoint that was made for another window."""
@@ -111,8 +161,11 @@ class ShiftedWindowAttention(WindowAttention):
         map_size: tuple[int, int] | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        impl: str = "fast",
     ) -> None:
-        super().__init__(dim, heads=heads, window=window, attn_drop=attn_drop, proj_drop=proj_drop)
+        super().__init__(
+            dim, heads=heads, window=window, attn_drop=attn_drop, proj_drop=proj_drop, impl=impl
+        )
         self.shift = -(-window // 2) if shift is None else shift
         if not 0 < self.shift < window:
             raise ZooError(f"shift={self.shift} is not between 0 and window={window}")
@@ -123,20 +176,18 @@ class ShiftedWindowAttention(WindowAttention):
         self.register_buffer("attn_mask", mask)
         self.attn_mask: torch.Tensor | None
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def _reference(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Roll, attend inside each window without crossing the seam, roll back."""
-        if mask is None:
-            mask = self._mask(x)
         rolled = torch.roll(x, (-self.shift, -self.shift), (-2, -1))
-        return torch.roll(super().forward(rolled, mask), (self.shift, self.shift), (-2, -1))
+        return torch.roll(super()._reference(rolled, mask), (self.shift, self.shift), (-2, -1))
 
-    def _mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        h, w = x.shape[-2:]
+    def _mask(self, h: int, w: int, like: torch.Tensor) -> torch.Tensor | None:
         if (h, w) == self.map_size:
             return self.attn_mask
-        if h % self.window or w % self.window:
-            return None  # the plain attention says what is wrong
-        return shift_mask(h, w, self.window, self.shift, x.device).to(x.dtype)
+        return shift_mask(h, w, self.window, self.shift, like.device).to(like.dtype)
+
+    def _rolled(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.roll((-self.shift, -self.shift), (0, 1))
 
 
 def attend(
@@ -163,6 +214,43 @@ def attend(
         logits = logits + mask[:, None].to(logits.dtype)
     out = drop(logits.softmax(-1)).to(v.dtype) @ v
     return rearrange(out, "b l a n d -> b l n (a d)")
+
+
+def fused(
+    qkv: torch.Tensor, scale: float, bias: torch.Tensor, mask: torch.Tensor | None, dropout: float
+) -> torch.Tensor:
+    """`attend` in one kernel, where the device has one that takes a bias."""
+    b, heads = len(qkv), bias.shape[-1]
+    q, k, v = rearrange(qkv, "b l n (three a d) -> three (b l) a n d", three=3, a=heads)
+    added = rearrange(bias, "m n a -> 1 a m n").to(q.dtype)
+    if mask is not None:
+        added = (added + mask[:, None].to(q.dtype)).repeat(b, 1, 1, 1)
+    out = F.scaled_dot_product_attention(q, k, v, added, dropout, scale=scale)
+    return rearrange(out, "(b l) a n d -> b l n (a d)", b=b)
+
+
+def by_parts(
+    qkv: torch.Tensor, scale: float, bias: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """`attend` for a CPU, with as many windows at a time as the cache holds logits of."""
+    b, windows, n, _ = qkv.shape
+    heads = bias.shape[-1]
+    q, k, v = rearrange(qkv, "b l n (three a d) -> three (b l a) n d", three=3, a=heads).contiguous()
+    bias = rearrange(bias, "m n a -> a m n") * LOG2E
+    if mask is not None:
+        mask = (mask * LOG2E).repeat(b, 1, 1)
+    step = heads * max(1, LOGITS // 2 // (heads * n * n))
+    parts = []
+    for i in range(0, len(q), step):
+        part = slice(i, min(i + step, len(q)))
+        own = bias.expand((part.stop - i) // heads, -1, -1, -1)
+        if mask is not None:
+            own = own + mask[i // heads : part.stop // heads, None]
+        logits = torch.baddbmm(own.flatten(0, 1), q[part], k[part].transpose(1, 2), alpha=scale * LOG2E)
+        weights = logits.sub_(logits.amax(-1, keepdim=True)).exp2_()
+        parts.append(torch.bmm(weights, v[part]).div_(weights.sum(-1, keepdim=True)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return rearrange(out, "(b l a) n d -> b l n (a d)", b=b, a=heads)
 
 
 def relative_index(window: int) -> torch.Tensor:
@@ -205,11 +293,22 @@ def shift_mask(
 
 @reference("LocalAttention")
 def local_attention(
-    *, dim: int, heads: int, window_size: int, attn_drop: float = 0.0, proj_drop: float = 0.0
+    *,
+    dim: int,
+    heads: int,
+    window_size: int,
+    attn_drop: float = 0.0,
+    proj_drop: float = 0.0,
+    impl: str = "fast",
 ) -> WindowAttention:
     """Build the module whose state dict the official `LocalAttention` has."""
     return WindowAttention(
-        dim, heads=heads, window=window_size, attn_drop=attn_drop, proj_drop=proj_drop
+        dim,
+        heads=heads,
+        window=window_size,
+        attn_drop=attn_drop,
+        proj_drop=proj_drop,
+        impl=impl,
     )
 
 
@@ -223,6 +322,7 @@ def shift_window_attention(
     fmap_size: int | tuple[int, int],
     attn_drop: float = 0.0,
     proj_drop: float = 0.0,
+    impl: str = "fast",
 ) -> ShiftedWindowAttention:
     """Build the module whose state dict the official `ShiftWindowAttention` has."""
     return ShiftedWindowAttention(
@@ -233,4 +333,5 @@ def shift_window_attention(
         map_size=sides(fmap_size),
         attn_drop=attn_drop,
         proj_drop=proj_drop,
+        impl=impl,
     )

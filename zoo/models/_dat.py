@@ -11,9 +11,10 @@ from einops import rearrange
 from timm.layers import DropPath
 from torch import nn
 
+from zoo.blocks.deformable import Impl
 from zoo.blocks.window import local_attention, shift_window_attention
 from zoo.features import Pyramid
-from zoo.layers import ChannelNorm, init_linear, sides
+from zoo.layers import ChannelNorm, Linear, init_linear, pointwise, sides
 from zoo.registry import ZooError
 
 
@@ -91,6 +92,7 @@ class Stage(nn.Module):
         dim_in: channels of the input; a projection takes them to `dim` where they differ.
         perception: whether a depthwise 3x3 convolution with a residual stands before each block.
         layer_scale: start of a learned factor of each residual branch; none if 0 or less.
+        impl: see `build_dat`.
     Shape: (b, dim_in, h, w) to (b, dim, h, w)
     """
 
@@ -105,11 +107,12 @@ class Stage(nn.Module):
         dim_in: int | None = None,
         perception: bool = False,
         layer_scale: float = 0.0,
+        impl: Impl = "fast",
     ) -> None:
         super().__init__()
         self.dim, self.letters = dim, tuple(letters)
         twice = [letter for letter in letters for _ in range(2)]
-        self.proj = nn.Identity() if dim_in in (None, dim) else nn.Conv2d(dim_in, dim, 1)
+        self.proj = nn.Identity() if dim_in in (None, dim) else pointwise(dim_in, dim, impl)
         self.attns = nn.ModuleList(attentions)
         self.mlps = nn.ModuleList(mlp() for _ in letters)
         self.layer_norms = nn.ModuleList(
@@ -162,20 +165,26 @@ class MLP(nn.Module):
     Shape: (b, dim, h, w) to (b, dim, h, w)
     """
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, impl: Impl = "fast") -> None:
         super().__init__()
+        linear = nn.Linear if impl == "reference" else Linear
         layers: list[tuple[str, nn.Module]] = [
-            ("linear1", nn.Linear(dim, hidden)),
+            ("linear1", linear(dim, hidden)),
             ("act", nn.GELU()),
             ("drop1", nn.Dropout(drop)),
-            ("linear2", nn.Linear(hidden, dim)),
+            ("linear2", linear(hidden, dim)),
             ("drop2", nn.Dropout(drop)),
         ]
         self.chunk = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layers with the channels last."""
-        return rearrange(self.chunk(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+        x = x.permute(0, 2, 3, 1)
+        if isinstance(self.chunk.linear1, Linear) and not self.training:
+            x = self.chunk.linear2(self.chunk.linear1(x, gelu=True))
+        else:
+            x = self.chunk(x)
+        return x.permute(0, 3, 1, 2)
 
 
 def build_dat(
@@ -198,6 +207,7 @@ def build_dat(
     use_conv_patches: bool,
     use_lpus: Sequence[bool] = (False,) * 4,
     layer_scale_values: Sequence[float] = (0.0,) * 4,
+    impl: Impl = "fast",
 ) -> DAT:
     """Build a network from the official arguments.
 
@@ -206,6 +216,7 @@ def build_dat(
         attention: builds the attention of a stage's number, a letter and the map's (rows, columns).
         conv_mlp: the MLP of the stages that `use_dwc_mlps` names, with the arguments of `MLP`.
         letters: what each letter that may stand in `stage_spec` means.
+        impl: of the attention; "reference" lays maps out as the official code does.
     Raises:
         ZooError: the widths do not double, or a letter is unknown.
     """
@@ -233,12 +244,13 @@ def build_dat(
                 spec,
                 [attention(i, letter, size) for letter in spec],
                 functools.partial(
-                    conv_mlp if use_dwc_mlps[i] else MLP, dim, expansion * dim, drop_rate
+                    conv_mlp if use_dwc_mlps[i] else MLP, dim, expansion * dim, drop_rate, impl
                 ),
                 drop_paths[before : before + depth],
                 dim_in=dim_stem if i == 0 else dim,
                 perception=use_lpus[i],
                 layer_scale=layer_scale_values[i],
+                impl=impl,
             )
         )
     return DAT(
@@ -262,12 +274,24 @@ def head_channels(dim: int, heads: int) -> int:
 
 
 def windowed(
-    letter: str, dim: int, heads: int, window: int, size: tuple[int, int], **drops: float
+    letter: str,
+    dim: int,
+    heads: int,
+    window: int,
+    size: tuple[int, int],
+    impl: Impl,
+    **drops: float,
 ) -> nn.Module:
     """Build the attention of letter L or S; S shifts by half a window, rounded up."""
     if letter == "L":
-        return local_attention(dim=dim, heads=heads, window_size=window, **drops)
+        return local_attention(dim=dim, heads=heads, window_size=window, impl=impl, **drops)
     shift = -(-window // 2)
     return shift_window_attention(
-        dim=dim, heads=heads, window_size=window, shift_size=shift, fmap_size=size, **drops
+        dim=dim,
+        heads=heads,
+        window_size=window,
+        shift_size=shift,
+        fmap_size=size,
+        impl=impl,
+        **drops,
     )

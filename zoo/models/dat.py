@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from zoo.blocks.deformable import dattention_v1
-from zoo.layers import ChannelNorm
+from zoo.blocks.deformable import Impl, dattention_v1
+from zoo.layers import ChannelNorm, pointwise
 from zoo.models._dat import DAT, build_dat, head_channels, windowed
 from zoo.reference import reference
 from zoo.spec import model
@@ -22,9 +22,9 @@ class ConvMLP(nn.Module):
     Shape: (b, dim, h, w) to (b, dim, h, w)
     """
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, impl: Impl = "fast") -> None:
         super().__init__()
-        self.linear1, self.linear2 = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
+        self.linear1, self.linear2 = pointwise(dim, hidden, impl), pointwise(hidden, dim, impl)
         self.dwc = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.act, self.drop = nn.GELU(), nn.Dropout(drop)
 
@@ -60,6 +60,7 @@ def dat_v1(
     drop_path_rate: float = 0.0,
     sr_ratios: Sequence[int] = (8, 4, 2, 1),
     ns_per_pts: Sequence[int] = (4, 4, 4, 4),
+    impl: Impl = "fast",
 ) -> DAT:
     """Build the network of 2022 from the arguments of the official class.
 
@@ -82,6 +83,7 @@ def dat_v1(
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         drop_rate, attn_drop_rate: dropout of outputs and of attention weights.
         sr_ratios, ns_per_pts: not read, as in the official code.
+        impl: of the attention; "reference" computes the whole network as the official code does.
     Raises:
         ZooError: the combination cannot be built.
     """
@@ -103,9 +105,10 @@ def dat_v1(
                 no_off=no_offs[i],
                 fixed_pe=fixed_pes[i],
                 stage_idx=i,
+                impl=impl,
                 **drops,
             )
-        return windowed(letter, dims[i], heads[i], window_sizes[i], size, **drops)
+        return windowed(letter, dims[i], heads[i], window_sizes[i], size, impl, **drops)
 
     kernel = 7 if use_conv_patches else patch_size
     stem = nn.Sequential(
@@ -129,6 +132,7 @@ def dat_v1(
         drop_path_rate=drop_path_rate,
         use_dwc_mlps=use_dwc_mlps,
         use_conv_patches=use_conv_patches,
+        impl=impl,
     )
 
 
@@ -140,6 +144,7 @@ def _published(
     img_size: int | tuple[int, int],
     num_classes: int,
     drop_path_rate: float,
+    impl: Impl,
 ) -> DAT:
     """Build a published network; heads of 32 channels, deformable attention from stage 3 on."""
     dims = [dim * 2**i for i in range(4)]
@@ -158,6 +163,7 @@ def _published(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -180,6 +186,7 @@ def dat_tiny(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.2,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-T: local, shifted window and deformable attention."""
     return _published(
@@ -189,6 +196,7 @@ def dat_tiny(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -210,6 +218,7 @@ def dat_small(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.3,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-S: 18 blocks in the third stage."""
     return _published(
@@ -219,6 +228,7 @@ def dat_small(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -240,6 +250,7 @@ def dat_base(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.5,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-B: 18 blocks in the third stage, 128 channels in the first."""
     return _published(
@@ -249,6 +260,7 @@ def dat_base(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -270,6 +282,7 @@ def dat_base_384(
     img_size: int | tuple[int, int] = 384,
     num_classes: int = 1000,
     drop_path_rate: float = 0.5,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-B for 384 pixels, with windows of 12 x 12 tokens."""
     return _published(
@@ -279,4 +292,5 @@ def dat_base_384(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )

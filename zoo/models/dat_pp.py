@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.blocks.deformable import dattention_v2
+from zoo.blocks.deformable import Impl, dattention_v2
 from zoo.blocks.neighborhood import NeighborhoodAttention
 from zoo.blocks.sra import PyramidAttention
-from zoo.layers import ChannelNorm, sides
+from zoo.layers import ChannelNorm, pointwise, sides
 from zoo.models._dat import DAT, build_dat, head_channels, windowed
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -33,10 +33,10 @@ class ConvMLP(nn.Module):
     Shape: (b, dim, h, w) to (b, dim, h, w)
     """
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, impl: Impl = "fast") -> None:
         super().__init__()
-        self.linear1 = nn.Sequential(nn.Conv2d(dim, hidden, 1))
-        self.linear2 = nn.Sequential(nn.Conv2d(hidden, dim, 1))
+        self.linear1 = nn.Sequential(pointwise(dim, hidden, impl))
+        self.linear2 = nn.Sequential(pointwise(hidden, dim, impl))
         self.dwc = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.act, self.drop = nn.GELU(), nn.Dropout(drop)
 
@@ -89,6 +89,7 @@ def dat_v2(
     qna_activation: Any = None,
     ns_per_pts: Any = None,
     lower_lr_kvs: Any = None,
+    impl: Impl = "fast",
 ) -> DAT:
     """Build the network of 2023 from the arguments of the official class.
 
@@ -117,6 +118,8 @@ def dat_v2(
         drop_rate, attn_drop_rate: dropout of outputs and of attention weights.
         heads_q, ksize_qnas, nqs, qna_activation, ns_per_pts, lower_lr_kvs: of the letters that
             are refused, or of training; not read.
+        impl: of the attention; "reference" computes the whole network as the official code does,
+            but for neighborhood attention, which is dense tiles in either case.
     Raises:
         ZooError: the combination cannot be built, or the official code fails on it.
     """
@@ -140,6 +143,7 @@ def dat_v2(
                 fixed_pe=fixed_pes[i],
                 ksize=ksizes[i],
                 log_cpb=log_cpb[i],
+                impl=impl,
                 **drops,
             )
         if letter == "N":
@@ -158,7 +162,7 @@ def dat_v2(
             if kernel % 2 == 0:
                 raise ZooError(f"stage {i}: letter X needs an odd window, not {kernel}")
             return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        return windowed(letter, dim, heads[i], window_sizes[i], size, **drops)
+        return windowed(letter, dim, heads[i], window_sizes[i], size, impl, **drops)
 
     if use_conv_patches and patch_size != 4:
         raise ZooError(f"patch_size={patch_size}: the stem of two convolutions has patches of 4")
@@ -189,6 +193,7 @@ def dat_v2(
         drop_path_rate=drop_path_rate,
         use_dwc_mlps=use_dwc_mlps,
         use_conv_patches=use_conv_patches,
+        impl=impl,
         use_lpus=use_lpus,
         layer_scale_values=layer_scale_values,
     )
@@ -201,6 +206,7 @@ def _published(
     img_size: int | tuple[int, int],
     num_classes: int,
     drop_path_rate: float,
+    impl: Impl,
     convolutions: bool = True,
 ) -> DAT:
     """Build a published network; heads of 32 channels."""
@@ -221,6 +227,7 @@ def _published(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -243,6 +250,7 @@ def dat_pp_tiny(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.2,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-T++: 64 channels in the first stage."""
     return _published(
@@ -251,6 +259,7 @@ def dat_pp_tiny(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -272,6 +281,7 @@ def dat_pp_small(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.4,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-S++: 96 channels in the first stage."""
     return _published(
@@ -280,6 +290,7 @@ def dat_pp_small(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -301,6 +312,7 @@ def dat_pp_base(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.7,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-B++: 128 channels in the first stage."""
     return _published(
@@ -309,6 +321,7 @@ def dat_pp_base(
         img_size=img_size,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -330,6 +343,7 @@ def dat_pp_base_384(
     img_size: int | tuple[int, int] = 384,
     num_classes: int = 1000,
     drop_path_rate: float = 0.6,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT-B++ for 384 pixels; its position tables are those of 224, as published."""
     height, width = sides(img_size)
@@ -339,6 +353,7 @@ def dat_pp_base_384(
         img_size=(height * 7 // 12, width * 7 // 12),
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
 
 
@@ -356,6 +371,7 @@ def dat_p_tiny(
     img_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     drop_path_rate: float = 0.2,
+    impl: Impl = "fast",
 ) -> DAT:
     """DAT+ tiny: DAT-T++ without the convolutions in stem, blocks and MLPs."""
     return _published(
@@ -365,4 +381,5 @@ def dat_p_tiny(
         convolutions=False,
         num_classes=num_classes,
         drop_path_rate=drop_path_rate,
+        impl=impl,
     )
