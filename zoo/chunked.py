@@ -9,6 +9,7 @@ output of a block; the backward pass computes the rest again.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -73,26 +74,26 @@ def attend(
     """
     b, heads, h, w, _ = q.shape
     share, rows, columns = _block_size(b, heads, k.shape[2], h, w, positions)
-    strips = []
+    record = torch.is_grad_enabled()
+    out = None if record else torch.empty_like(q)
+    blocks = []
     split = (t.split(share, 1) for t in (q * (scale * LOG2E), k.contiguous(), v.contiguous()))
     for i, (q_heads, keys, values) in enumerate(zip(*split, strict=True)):
-        blocks = []
+        own = _part(i, share, heads)
         for j, q_strip in enumerate(q_heads.split(columns, 3)):
-            strip = positions.strip(_part(i, share, heads), _part(j, columns, w))
+            across = _part(j, columns, w)
+            strip = positions.strip(own, across)
             for r, queries in enumerate(q_strip.split(rows, 2)):
-                part = _part(r, rows, h)
-                if not torch.is_grad_enabled():
-                    out, _ = _forward(positions, part, queries, keys, values, *strip)
+                down = _part(r, rows, h)
+                tensors = (queries, keys, values, *strip)
+                if out is not None:
+                    out[:, own, down, across], _ = _forward(positions, down, *tensors)
                 elif dropout:
-                    out = checkpoint(
-                        _dropped, dropout, positions, part, queries, keys, values, *strip,
-                        use_reentrant=False,
-                    )  # fmt: skip
+                    drop = functools.partial(_dropped, dropout, positions, down)
+                    blocks.append(checkpoint(drop, *tensors, use_reentrant=False))
                 else:
-                    out = _Block.apply(positions, part, queries, keys, values, *strip)
-                blocks.append(out)
-        strips.append(_joined(blocks, -(-h // rows)))
-    return strips[0] if len(strips) == 1 else torch.cat(strips, 1)
+                    blocks.append(_Block.apply(positions, down, *tensors))
+    return _joined(blocks, -(-h // rows), -(-w // columns)) if out is None else out
 
 
 def _logits(
@@ -183,7 +184,7 @@ def _block_size(
     columns = strip_columns(w)
     most, group = LOGITS // positions.width, positions.heads_per_group
     least = min(heads, positions.least_heads)
-    queries = min(QUERIES, max(QUERIES // 4, most // (b * keys * least)))
+    queries = max(min(QUERIES, most // (b * keys * least)), most // (b * keys * heads), QUERIES // 4)
     rows = -(-h // -(-h * columns // queries))  # all blocks about alike
     each = max(b * keys * rows * columns / most, positions.strip_size / STRIP)
     fits = [
@@ -204,9 +205,11 @@ def _part(i: int, size: int, whole: int) -> slice:
     return slice(i * size, min((i + 1) * size, whole))
 
 
-def _joined(blocks: list[torch.Tensor], rows: int) -> torch.Tensor:
-    """Put the blocks of a strip of heads together; `rows` of them stand in a column."""
-    if len(blocks) == 1:
-        return blocks[0]
-    columns = [torch.cat(blocks[i : i + rows], 2) for i in range(0, len(blocks), rows)]
-    return torch.cat(columns, 3)
+def _joined(blocks: list[torch.Tensor], rows: int, columns: int) -> torch.Tensor:
+    """Put blocks together, of which `rows` make a column and `columns` of those a strip."""
+    for axis, count in ((2, rows), (3, columns), (1, len(blocks) // (rows * columns))):
+        if count > 1:
+            blocks = [
+                torch.cat(blocks[i : i + count], axis) for i in range(0, len(blocks), count)
+            ]
+    return blocks[0]

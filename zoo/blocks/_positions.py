@@ -24,7 +24,7 @@ from zoo.chunked import LOG2E, Positions, Strip, strip_columns
 from zoo.prepared import Prepared, kind
 from zoo.sampling import Taps, crossed, gathered, neighbours, per_axis
 
-KEPT = 2**18  # elements of the windows of some heads, at most, that are kept between calls
+FEW = 2**19  # logits, below which windows do not pay
 Axes = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -36,11 +36,13 @@ class TableBias(Positions):
         table: (heads, th, tw).
         points: (yx, b, groups, n).
         queries: (h,) and (w,).
+        prepared: keeps what is made of the table.
     """
 
     table: torch.Tensor
     points: torch.Tensor
     queries: Axes
+    prepared: Prepared
 
     @property
     def heads_per_group(self) -> int:
@@ -55,18 +57,23 @@ class TableBias(Positions):
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Table of each group; where its points and the columns meet it, from -1 to 1."""
         groups, within = _groups(heads, self.heads_per_group)
-        table = self.table.unflatten(0, (-1, self.heads_per_group))[groups, within]
-        table = table.to(self.points.dtype) * LOG2E
+        batch = self.points.shape[1]
+
+        def make() -> torch.Tensor:
+            table = self.table.unflatten(0, (-1, self.heads_per_group))[groups, within]
+            return (table.to(self.points.dtype) * LOG2E).repeat(batch, 1, 1, 1)
+
+        key = (heads.start, heads.stop, batch, *kind(self.points))
+        table = self.prepared(f"table {heads.start}", make, self.table, key=key)
         points_y, points_x = self.points[:, :, groups].flatten(1, 2)[..., None, None]
-        table = table.repeat(self.points.shape[1], 1, 1, 1)
         return table, points_y, (self.queries[1][columns] - points_x) / 2
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Sample the table at each point and query."""
         table, points_y, x = strip
         y = (self.queries[0][rows, None] - points_y) / 2
-        grid_xy = torch.stack(torch.broadcast_tensors(x, y), -1).flatten(2, 3)
-        return F.grid_sample(table, grid_xy, align_corners=True).flatten(0, 1)
+        grid_xy = torch.view_as_real(x + y * 1j)  # the quickest way to pair all x with all y
+        return F.grid_sample(table, grid_xy.flatten(2, 3), align_corners=True).flatten(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +81,11 @@ class WindowBias(TableBias):
     """A table of 2h - 1 by 2w - 1 entries, of which each point sees a window of h x w.
 
     Args:
-        table, points, queries: as of `TableBias`.
+        table, points, queries, prepared: as of `TableBias`.
         reach: how far a point may lie outside of the map at most, in pixels of each axis.
-        prepared: keeps small windows.
     """
 
     reach: tuple[float, float] = (0.0, 0.0)
-    prepared: Prepared = dataclasses.field(default_factory=Prepared)
     least_heads = 1
 
     @property
@@ -94,6 +99,14 @@ class WindowBias(TableBias):
     def starts(self) -> int:
         """Columns of the padded table at which a window can begin."""
         return len(self.queries[1]) + 2 * self.margins[1] + 1
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether laying out windows costs less than it saves, against sampling the table."""
+        height, width = map(len, self.queries)
+        pairs = height * width * self.points.shape[1] * self.points.shape[-1]
+        size = self.strip_size * -(-width // strip_columns(width))
+        return size <= pairs and len(self.table) * pairs >= FEW
 
     @property
     def strip_size(self) -> int:
@@ -164,17 +177,10 @@ class WindowBias(TableBias):
 
     def _windows(self, heads: slice, columns: slice) -> torch.Tensor:
         margin_y, margin_x = self.margins
-
-        def make() -> torch.Tensor:
-            margins = (margin_x, margin_x + 1, margin_y, margin_y + 1)
-            table = F.pad(self.table[heads].to(self.points.dtype) * LOG2E, margins)
-            seen = table[..., columns.start : columns.stop + self.starts - 1]
-            return seen.unfold(2, columns.stop - columns.start, 1).flatten(0, 2)
-
-        if (heads.stop - heads.start) * self.strip_size > KEPT:
-            return make()
-        key = (heads.start, heads.stop, columns.start, columns.stop, self.margins, *kind(self.points))
-        return self.prepared(f"windows {heads.start} {columns.start}", make, self.table, key=key)
+        margins = (margin_x, margin_x + 1, margin_y, margin_y + 1)
+        table = F.pad(self.table[heads].to(self.points.dtype) * LOG2E, margins)
+        seen = table[..., columns.start : columns.stop + self.starts - 1]
+        return seen.unfold(2, columns.stop - columns.start, 1).flatten(0, 2)
 
 
 class _Cut(torch.autograd.Function):

@@ -287,8 +287,10 @@ class DeformableAttention(nn.Module):
             return LogBias(self.rpe_table, points, queries)
         if self.version == 2 and self.rpe_table.shape[1:] == (2 * h - 1, 2 * w - 1):
             reach = (self._outside(h), self._outside(w))
-            return WindowBias(self.rpe_table, points, queries, reach, self.prepared)
-        return TableBias(self.rpe_table, points, queries)
+            windows = WindowBias(self.rpe_table, points, queries, self.prepared, reach)
+            if windows.worthwhile:
+                return windows
+        return TableBias(self.rpe_table, points, queries, self.prepared)
 
     def _outside(self, side: int) -> float:
         """How many pixels beyond a side of the map points may lie at most (version 2)."""

@@ -126,7 +126,7 @@ class WindowProducts(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Attend inside each window."""
-        bias = self.relative_position_bias_table[self.index]
+        bias = rearrange(self.relative_position_bias_table[self.index], "m n a -> a m n")
         out = attend(self.qkv(x), self.scale, bias, mask, self.attn_drop)
         return self.proj_drop(self.proj(out))
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.chunked import LOG2E, LOGITS
+from zoo.chunked import LOGITS
 from zoo.layers import Linear, head_scale, init_linear, resized_table, sides
 from zoo.prepared import Prepared
 from zoo.reference import reference
@@ -88,13 +88,14 @@ class WindowAttention(nn.Module):
         order, back = self.prepared("order", lambda: self._order(h, w, x.device), key=(h, w, x.device))
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, order)
         qkv = self.proj_qkv(tokens.unflatten(1, (-1, self.window**2)))
-        bias, mask = self._bias(), self._mask(h, w, x)
+        mask = self._mask(h, w, x)
         if x.is_cuda:
-            out = fused(qkv, self.scale, bias, mask, self.attn_drop.p if self.training else 0.0)
-        elif Prepared.keeps(bias):
-            out = by_parts(qkv, self.scale, bias, mask)
+            dropout = self.attn_drop.p if self.training else 0.0
+            out = fused(qkv, self.scale, self._bias(), mask, dropout)
+        elif Prepared.keeps(self.relative_position_bias_table):
+            out = by_parts(qkv, self.scale, self._bias(), mask)
         else:
-            out = attend(qkv, self.scale, bias, mask, self.attn_drop)
+            out = attend(qkv, self.scale, self._bias(), mask, self.attn_drop)
         out = self.proj_out(out).flatten(1, 2).index_select(1, back)
         return self.proj_drop(out.unflatten(1, (h, w)).permute(0, 3, 1, 2))
 
@@ -106,9 +107,11 @@ class WindowAttention(nn.Module):
         return order, order.argsort()
 
     def _bias(self) -> torch.Tensor:
-        """Bias of each query and key of a window, (m, n, heads)."""
+        """Bias of each query and key of a window, (heads, m, n)."""
         table, index = self.relative_position_bias_table, self.relative_position_index
-        return self.prepared("bias", lambda: table[index], table)
+        return self.prepared(
+            "bias", lambda: rearrange(table[index], "m n a -> a m n").contiguous(), table
+        )
 
     def _mask(self, h: int, w: int, like: torch.Tensor) -> torch.Tensor | None:
         """What is added to the logits of each window of a map, (windows, m, n)."""
@@ -202,14 +205,12 @@ def attend(
     Args:
         qkv: queries, keys and values, the heads of each side by side.
         scale: of the logits.
-        bias: of the logits of each query and key, (n, n, heads).
+        bias: of the logits of each query and key, (heads, n, n).
         mask: added to the logits of each window, (windows, n, n).
         drop: dropout of the attention weights.
     """
-    heads = bias.shape[-1]
-    q, k, v = rearrange(qkv, "b l n (three a d) -> three b l a n d", three=3, a=heads)
-    logits = q * scale @ k.transpose(-1, -2)  # (b, windows, heads, m, n)
-    logits = logits + rearrange(bias, "m n a -> a m n")
+    q, k, v = rearrange(qkv, "b l n (three a d) -> three b l a n d", three=3, a=len(bias))
+    logits = q * scale @ k.transpose(-1, -2) + bias  # (b, windows, heads, m, n)
     if mask is not None:
         logits = logits + mask[:, None].to(logits.dtype)
     out = drop(logits.softmax(-1)).to(v.dtype) @ v
@@ -220,9 +221,9 @@ def fused(
     qkv: torch.Tensor, scale: float, bias: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
     """`attend` in one kernel, where the device has one that takes a bias."""
-    b, heads = len(qkv), bias.shape[-1]
-    q, k, v = rearrange(qkv, "b l n (three a d) -> three (b l) a n d", three=3, a=heads)
-    added = rearrange(bias, "m n a -> 1 a m n").to(q.dtype)
+    b = len(qkv)
+    q, k, v = rearrange(qkv, "b l n (three a d) -> three (b l) a n d", three=3, a=len(bias))
+    added = bias[None].to(q.dtype)
     if mask is not None:
         added = (added + mask[:, None].to(q.dtype)).repeat(b, 1, 1, 1)
     out = F.scaled_dot_product_attention(q, k, v, added, dropout, scale=scale)
@@ -234,23 +235,23 @@ def by_parts(
 ) -> torch.Tensor:
     """`attend` for a CPU, with as many windows at a time as the cache holds logits of."""
     b, windows, n, _ = qkv.shape
-    heads = bias.shape[-1]
-    q, k, v = rearrange(qkv, "b l n (three a d) -> three (b l a) n d", three=3, a=heads).contiguous()
-    bias = rearrange(bias, "m n a -> a m n") * LOG2E
+    heads = len(bias)
     if mask is not None:
-        mask = (mask * LOG2E).repeat(b, 1, 1)
-    step = heads * max(1, LOGITS // 2 // (heads * n * n))
-    parts = []
-    for i in range(0, len(q), step):
-        part = slice(i, min(i + step, len(q)))
-        own = bias.expand((part.stop - i) // heads, -1, -1, -1)
-        if mask is not None:
-            own = own + mask[i // heads : part.stop // heads, None]
-        logits = torch.baddbmm(own.flatten(0, 1), q[part], k[part].transpose(1, 2), alpha=scale * LOG2E)
-        weights = logits.sub_(logits.amax(-1, keepdim=True)).exp2_()
-        parts.append(torch.bmm(weights, v[part]).div_(weights.sum(-1, keepdim=True)))
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return rearrange(out, "(b l a) n d -> b l n (a d)", b=b, a=heads)
+        mask = mask.repeat(b, 1, 1)
+    tokens = rearrange(qkv, "b l n (three a d) -> (b l) three a n d", three=3, a=heads)
+    out = qkv.new_empty(b * windows, n, heads, tokens.shape[-1])
+    step = max(1, LOGITS // 2 // (heads * n * n))
+    for i in range(0, b * windows, step):
+        part = slice(i, min(i + step, b * windows))
+        q, k, v = tokens[part].transpose(0, 1).flatten(1, 2)
+        if mask is None:
+            logits = bias.repeat(part.stop - i, 1, 1)
+        else:
+            logits = (bias + mask[part, None]).flatten(0, 1)
+        logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+        attended = torch.bmm(logits.softmax(-1), v)
+        out[part] = rearrange(attended, "(l a) n d -> l n a d", a=heads)
+    return out.view(b, windows, n, -1)
 
 
 def relative_index(window: int) -> torch.Tensor:
