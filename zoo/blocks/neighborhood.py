@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.layers import head_scale, init_linear
+from zoo.chunked import LOGITS
+from zoo.layers import Linear, head_scale, init_linear
+from zoo.prepared import Prepared
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -96,7 +98,8 @@ class NeighborhoodAttention(nn.Module):
                 "more pixels and a dilation of 1 or more"
             )
         self.heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
+        self.prepared = Prepared()
         table = torch.zeros(heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
         self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
@@ -109,19 +112,78 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its neighborhood."""
+        channels_last = x.contiguous(memory_format=torch.channels_last)
         h, w = x.shape[-2:]
         rows, columns = self._padded(h, w)
-        tiles = self._tiles(rows, columns, x.device)
-        tokens = rearrange(F.pad(x, (0, columns - w, 0, rows - h)), "b c h w -> b (h w) c")
-        qkv = rearrange(self.qkv(tokens), "b s (a d) -> b a s d", a=3 * self.heads)
-        q, k, v = qkv.chunk(3, 1)
+        padded = channels_last
+        if (rows, columns) != (h, w):
+            padded = F.pad(channels_last, (0, columns - w, 0, rows - h))
+        qkv = self.qkv(padded.permute(0, 2, 3, 1).flatten(1, 2))
+        if x.device.type == "cpu" and Prepared.keeps(self.rpb):
+            out = self._by_parts(qkv, rows, columns)
+        else:
+            out = self._whole(qkv, rows, columns)
+        out = out.unflatten(1, (rows, columns))
+        if (rows, columns) != (h, w):
+            out = out[:, :h, :w]
+        out = self.proj_drop(self.proj(out).permute(0, 3, 1, 2))
+        return out if x is channels_last else out.contiguous()
+
+    def _whole(self, qkv: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Attend in all tiles at once, (b, rows * columns, 3 dim) to (b, rows * columns, dim)."""
+        tiles = self._tiles(rows, columns, qkv.device)
+        q, k, v = rearrange(qkv, "b s (three a d) -> three b a s d", three=3, a=self.heads)
         queries = _gathered(q * self.scale, tiles.query)  # (b, heads, tiles, n, d)
         keys, values = _gathered(k, tiles.key), _gathered(v, tiles.key)
         logits = queries @ keys.transpose(-1, -2) + self._bias(tiles.entry_y, tiles.entry_x)
         out = self.attn_drop(logits.softmax(-1)).to(values.dtype) @ values
-        out = out.flatten(2, 3).index_select(2, tiles.home[:h, :w].flatten())
-        out = self.proj(rearrange(out, "b a s d -> b s (a d)"))
-        return self.proj_drop(rearrange(out, "b (h w) c -> b c h w", h=h))
+        out = out.flatten(2, 3).index_select(2, tiles.home.flatten())
+        return rearrange(out, "b a s d -> b s (a d)")
+
+    def _by_parts(self, qkv: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """`_whole` for a CPU, with as many tiles at a time as the cache holds logits of.
+
+        A head of a pixel is one row of memory, so a tile is gathered in the order in which the
+        products want it. Tiles away from the map's sides share their bias.
+        """
+        key = (rows, columns)
+        queries, keys, home, kind, entry_y, entry_x = self.prepared(
+            "places", lambda: self._places(rows, columns), key=key
+        )
+        biases = self.prepared(
+            "bias", lambda: self._bias(entry_y, entry_x).transpose(0, 1).contiguous(), self.rpb, key=key
+        )
+        (tiles, heads, n), m = queries.shape, keys.shape[2]
+        out = qkv.new_empty(len(qkv), tiles, n, qkv.shape[-1] // 3)
+        step = max(1, LOGITS // 2 // (heads * n * m))
+        for image, attended in zip(qkv, out, strict=True):
+            q, k, v = (image.view(-1, attended.shape[-1] // heads)[i * heads :] for i in range(3))
+            for i in range(0, tiles, step):
+                part = slice(i, min(i + step, tiles))
+                seen, seers = keys[part].flatten(), queries[part].flatten()
+                logits = biases.index_select(0, kind[part]).flatten(0, 1)
+                logits.baddbmm_(
+                    q.index_select(0, seers).view(-1, n, q.shape[1]),
+                    k.index_select(0, seen).view(-1, m, q.shape[1]).transpose(1, 2),
+                    alpha=self.scale,
+                )
+                values = v.index_select(0, seen).view(-1, m, q.shape[1])
+                found = torch.bmm(logits.softmax(-1), values)
+                attended[part] = rearrange(found, "(t a) n d -> t n (a d)", a=heads)
+        return out.flatten(1, 2).index_select(1, home)
+
+    def _places(self, rows: int, columns: int) -> tuple[torch.Tensor, ...]:
+        """First rows of queries and keys, (tiles, heads, n or m); and of each pixel among those.
+
+        Then which bias each tile has, and the entries of all different ones along both axes.
+        """
+        tiles = self._tiles(rows, columns, torch.device("cpu"))
+        head = torch.arange(self.heads)[:, None]
+        queries, keys = (t[:, None] * (3 * self.heads) + head for t in (tiles.query, tiles.key))
+        entry_y, kind_y = torch.unique(tiles.entry_y, dim=0, return_inverse=True)
+        entry_x, kind_x = torch.unique(tiles.entry_x, dim=0, return_inverse=True)
+        kind = kind_y[:, None] * len(entry_x) + kind_x
+        return queries, keys, tiles.home.flatten(), kind.flatten(), entry_y, entry_x
 
     def excess_macs(self, x: torch.Tensor) -> int:
         """Multiply-adds for one image like `x` with keys outside the windows, masked by the tiles.
