@@ -96,9 +96,7 @@ def attend(
     return _joined(blocks, -(-h // rows), -(-w // columns)) if out is None else out
 
 
-def _logits(
-    bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor
-) -> torch.Tensor:
+def _logits(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """Logits of a block in powers of two, (b * heads, keys, queries); the bias may be overwritten."""
     queries, keys = q.flatten(2, 3).flatten(0, 1).transpose(1, 2), k.flatten(0, 1)
     if bias.dtype != queries.dtype:  # the bias of half types is float32
@@ -184,7 +182,9 @@ def _block_size(
     columns = strip_columns(w)
     most, group = LOGITS // positions.width, positions.heads_per_group
     least = min(heads, positions.least_heads)
-    queries = max(min(QUERIES, most // (b * keys * least)), most // (b * keys * heads), QUERIES // 4)
+    queries = max(
+        min(QUERIES, most // (b * keys * least)), most // (b * keys * heads), QUERIES // 4
+    )
     rows = -(-h // -(-h * columns // queries))  # all blocks about alike
     each = max(b * keys * rows * columns / most, positions.strip_size / STRIP)
     fits = [
@@ -193,7 +193,7 @@ def _block_size(
         if heads % share == 0 and (share % group == 0 or group % share == 0)
         if share * each <= 1.3
     ]
-    return max(fits, default=1), rows, columns
+    return max(fits, default=math.gcd(heads, group) if positions.width > 1 else 1), rows, columns
 
 
 def strip_columns(w: int) -> int:
@@ -209,7 +209,5 @@ def _joined(blocks: list[torch.Tensor], rows: int, columns: int) -> torch.Tensor
     """Put blocks together, of which `rows` make a column and `columns` of those a strip."""
     for axis, count in ((2, rows), (3, columns), (1, len(blocks) // (rows * columns))):
         if count > 1:
-            blocks = [
-                torch.cat(blocks[i : i + count], axis) for i in range(0, len(blocks), count)
-            ]
+            blocks = [torch.cat(blocks[i : i + count], axis) for i in range(0, len(blocks), count)]
     return blocks[0]

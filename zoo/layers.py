@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,17 @@ def head_scale(dim: int, heads: int) -> float:
     if heads < 1 or dim % heads:
         raise ZooError(f"dim={dim} is not a multiple of heads={heads}")
     return (dim // heads) ** -0.5
+
+
+def checked_impl(impl: str, known: Any) -> str:
+    """Return the name of an implementation, if it is one of a `Literal`.
+
+    Raises:
+        ZooError: it is none.
+    """
+    if impl not in get_args(known):
+        raise ZooError(f"impl={impl!r}: expected one of {', '.join(get_args(known))}")
+    return impl
 
 
 class ChannelNorm(nn.Module):

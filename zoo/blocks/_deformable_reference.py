@@ -54,9 +54,7 @@ def offset(block: DeformableAttention, q: torch.Tensor) -> torch.Tensor:
     return rearrange(moved, "bg yx i j -> bg i j yx")
 
 
-def moving_bias(
-    block: DeformableAttention, pos_yx: torch.Tensor, h: int, w: int
-) -> torch.Tensor:
+def moving_bias(block: DeformableAttention, pos_yx: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """Bias that follows from query minus point, (b, heads, h * w, points)."""
     queries_y, queries_x = block.query_axes(h, w, pos_yx)
     queries = torch.stack(torch.meshgrid(queries_y, queries_x, indexing="ij"), -1)

@@ -24,6 +24,7 @@ from zoo.chunked import LOG2E, Positions, Strip, strip_columns
 from zoo.prepared import Prepared, kind
 from zoo.sampling import Taps, crossed, gathered, neighbours, per_axis
 
+HIDDEN = 2**18  # hidden units of `LogBias` at a time
 FEW = 2**19  # logits, below which windows do not pay
 Axes = tuple[torch.Tensor, torch.Tensor]
 
@@ -136,7 +137,9 @@ class WindowBias(TableBias):
         corners = (height - len(self.queries[0]) + 1) * self.starts
         first = torch.arange(index.shape[1], device=index.device) * (height * self.starts)
         corner = torch.arange(corners, device=index.device)
-        edges = torch.searchsorted(ordered, (first[:, None] + corner).flatten().int(), out_int32=True)
+        edges = torch.searchsorted(
+            ordered, (first[:, None] + corner).flatten().int(), out_int32=True
+        )
         ends = edges.new_full((1,), len(order))
         return (order // 4).int(), weight.flatten()[order].detach(), torch.cat((edges, ends))
 
@@ -146,7 +149,9 @@ class WindowBias(TableBias):
         index = index[..., None, :] + self._from(rows.start, rows.stop, self.starts)[:, None]
         taps = Taps(index, weight[..., None, :])
         if by_corner:
-            bias = _Cut.apply(gathered(windows.detach(), taps), windows, rows, self.starts, *by_corner)
+            bias = _Cut.apply(
+                gathered(windows.detach(), taps), windows, rows, self.starts, *by_corner
+            )
         else:
             bias = gathered(windows, taps)
         return bias.flatten(0, 1).flatten(-2)
@@ -230,7 +235,7 @@ class _Cut(torch.autograd.Function):
 class LogBias(Positions):
     """A small network on the log-spaced distance of query and point.
 
-    Its first layer is a sum over the axes, so only its hidden units see rows and columns meet.
+    The distances along the axes are made apart; only the network sees all pairs.
 
     Args:
         network: linear, ReLU, linear without a bias; (y, x) to the heads of a group.
@@ -248,26 +253,40 @@ class LogBias(Positions):
         return self.network[2].weight.shape[0]
 
     @property
+    def least_heads(self) -> int:
+        """A group, whose heads share the hidden units."""
+        return self.heads_per_group
+
+    @property
     def width(self) -> int:
         """Hidden units for each of a group's heads."""
         return -(-self.network[0].weight.shape[0] // self.heads_per_group)
 
     def strip(self, heads: slice, columns: slice) -> Strip:
-        """Hidden units of the columns; y of the points; its weights; the last layer."""
-        size = self.heads_per_group
-        groups, within = _groups(heads, size)
+        """Distances along x; y of the points; the weights of the network."""
+        groups, within = _groups(heads, self.heads_per_group)
         points_y, points_x = self.points[:, :, groups]
-        first = self.network[0]
-        across = _part(self.queries[1][columns], points_x, first.weight[:, 1]) + first.bias[:, None]
-        return across, points_y, first.weight[:, 0], self.network[2].weight[within] * LOG2E
+        first, _, last = self.network
+        x = log_spaced(self.queries[1][columns] - points_x[..., None])[..., None, :]
+        return x, points_y, first.weight, first.bias, last.weight[within] * LOG2E
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
-        """Join the hidden units of rows and columns; take the last layer."""
-        across, points_y, weight, last = strip
-        down = _part(self.queries[0][rows], points_y, weight)
-        hidden = (down[..., :, None] + across[..., None, :]).relu_()
-        bias = last @ hidden.flatten(-2)  # (b, groups, n, heads, queries)
-        return bias.transpose(2, 3).flatten(0, 2)
+        """Pair the distances along both axes, and run the network on all pairs."""
+        x, points_y, weight, bias, last = strip
+        y = log_spaced(self.queries[0][rows] - points_y[..., None])[..., None]
+        fits = max(1, HIDDEN // (y.shape[-2] * x.shape[-1] * len(weight)))  # points
+        parts = zip(y.split(fits, 2), x.split(fits, 2), strict=True)
+        out = [self._run(*part, weight, bias, last) for part in parts]
+        return torch.cat(out, 3).flatten(0, 2)
+
+    def _run(self, y: torch.Tensor, x: torch.Tensor, *network: torch.Tensor) -> torch.Tensor:
+        """Run the network on all pairs, (b, groups, heads, n, queries)."""
+        weight, bias, last = network
+        pairs = torch.stack(torch.broadcast_tensors(y, x), 2).to(weight.dtype)
+        pairs = pairs.flatten(3).flatten(0, 1)
+        weight, last = (t.expand(len(pairs), -1, -1) for t in (weight, last))
+        hidden = torch.baddbmm(bias[:, None], weight, pairs).relu_()  # (b * groups, units, pairs)
+        return torch.bmm(last, hidden).view(*y.shape[:2], -1, y.shape[2], y.shape[3] * x.shape[4])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,15 +320,8 @@ def log_spaced(delta: torch.Tensor) -> torch.Tensor:
     return far.sign() * (far.abs() + 1).log2() / math.log2(8)
 
 
-def _part(queries: torch.Tensor, points: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """One axis' part of the hidden units, (..., n, units, queries)."""
-    spaced = log_spaced(queries - points[..., None])[..., None, :]
-    return spaced.to(weight.dtype) * weight[:, None]
-
-
 def _groups(heads: slice, per_group: int) -> tuple[slice, slice]:
     """Groups that some heads belong to; which heads of each of these groups they are."""
     first, inside = divmod(heads.start, per_group)
     count = heads.stop - heads.start
     return slice(first, first - (-count // per_group)), slice(inside, inside + count)
-

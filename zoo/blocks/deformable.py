@@ -18,7 +18,7 @@ from torch import nn
 from zoo.blocks import _deformable_flex, _deformable_reference
 from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias
 from zoo.chunked import Positions, attend
-from zoo.layers import ChannelNorm, head_scale, pointwise, resized_table
+from zoo.layers import ChannelNorm, checked_impl, head_scale, pointwise, resized_table
 from zoo.prepared import Prepared, kind
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -88,9 +88,7 @@ class DeformableAttention(nn.Module):
         impl: Impl = "fast",
     ) -> None:
         super().__init__()
-        if impl not in get_args(Impl):
-            raise ZooError(f"impl={impl!r}: expected one of {', '.join(get_args(Impl))}")
-        self.impl = impl
+        self.impl = checked_impl(impl, Impl)
         if heads < 1 or groups < 1:
             raise ZooError(f"heads={heads}, groups={groups}: expected 1 or more of each")
         self.scale = head_scale(dim, heads)
@@ -220,7 +218,9 @@ class DeformableAttention(nn.Module):
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         rows, columns = offset.shape[1:3]
         reference_yx, step = self.prepared(
-            "places", lambda: self._places(rows, columns, offset), key=(rows, columns, *kind(offset))
+            "places",
+            lambda: self._places(rows, columns, offset),
+            key=(rows, columns, *kind(offset)),
         )
         if self.no_offset:
             return reference_yx.expand_as(offset), reference_yx
@@ -324,7 +324,6 @@ class DeformableAttention(nn.Module):
         taps = Taps(pixel * self.groups + first, weight)
         pixels = rearrange(x, "b (g c) h w -> (b h w g) c", g=self.groups)
         return rearrange(interpolated(pixels, taps), "b g n c -> b 1 n (g c)").permute(0, 3, 1, 2)
-
 
     def _map(self, b: int, h: int, w: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Half and whole sides of a map, and the first row of each image and group in it."""

@@ -8,7 +8,7 @@ needed, at the speed of a matrix product, and no key is copied k x k times.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,14 @@ from einops import rearrange
 from torch import nn
 
 from zoo.chunked import LOGITS
-from zoo.layers import Linear, head_scale, init_linear
+from zoo.layers import Linear, checked_impl, head_scale, init_linear
 from zoo.prepared import Prepared
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
+
+
+Impl = Literal["fast", "reference"]
 
 
 class Axis(NamedTuple):
@@ -75,6 +78,7 @@ class NeighborhoodAttention(nn.Module):
         map_size: (h, w) for which the tiles are kept; for other sizes they are made on the fly.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
+        impl: "fast" for dense tiles, "reference" to copy each query's keys; the same result.
     Shape: (b, dim, h, w) to (b, dim, h, w)
     Raises: ZooError if the window or the channels do not fit.
     """
@@ -89,8 +93,10 @@ class NeighborhoodAttention(nn.Module):
         map_size: tuple[int, int] | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        impl: Impl = "fast",
     ) -> None:
         super().__init__()
+        self.impl = checked_impl(impl, Impl)
         self.scale = head_scale(dim, heads)
         if kernel_size < 3 or kernel_size % 2 == 0 or dilation < 1:
             raise ZooError(
@@ -98,7 +104,8 @@ class NeighborhoodAttention(nn.Module):
                 "more pixels and a dilation of 1 or more"
             )
         self.heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
-        self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
+        linear = nn.Linear if impl == "reference" else Linear
+        self.qkv, self.proj = linear(dim, 3 * dim), linear(dim, dim)
         self.prepared = Prepared()
         table = torch.zeros(heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
         self.rpb = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
@@ -119,7 +126,9 @@ class NeighborhoodAttention(nn.Module):
         if (rows, columns) != (h, w):
             padded = F.pad(channels_last, (0, columns - w, 0, rows - h))
         qkv = self.qkv(padded.permute(0, 2, 3, 1).flatten(1, 2))
-        if x.device.type == "cpu" and Prepared.keeps(self.rpb):
+        if self.impl == "reference":
+            out = self._reference(qkv, rows, columns)
+        elif x.device.type == "cpu" and Prepared.keeps(self.rpb):
             out = self._by_parts(qkv, rows, columns)
         else:
             out = self._whole(qkv, rows, columns)
@@ -128,6 +137,33 @@ class NeighborhoodAttention(nn.Module):
             out = out[:, :h, :w]
         out = self.proj_drop(self.proj(out).permute(0, 3, 1, 2))
         return out if x is channels_last else out.contiguous()
+
+    def _reference(self, qkv: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Attend with k x k copies of the keys and values for each query."""
+        key_y, entry_y = self._windows(rows, qkv.device)
+        key_x, entry_x = self._windows(columns, qkv.device)
+        pattern = "b (h w) (three a d) -> three b h w a d"
+        q, k, v = rearrange(qkv, pattern, three=3, h=rows, a=self.heads)
+
+        def copied(t: torch.Tensor) -> torch.Tensor:
+            t = t.index_select(1, key_y.flatten()).index_select(2, key_x.flatten())
+            return rearrange(t, "b (h y) (w x) a d -> b h w a d (y x)", h=rows, w=columns)
+
+        bias = self.rpb[:, entry_y[:, None, :, None], entry_x[None, :, None, :]]
+        logits = torch.einsum("bhwad,bhwadn->bhwan", q * self.scale, copied(k))
+        logits = logits + rearrange(bias, "a h w y x -> h w a (y x)")
+        weights = self.attn_drop(logits.softmax(-1)).to(v.dtype)
+        out = torch.einsum("bhwan,bhwadn->bhwad", weights, copied(v))
+        return rearrange(out, "b h w a d -> b (h w) (a d)")
+
+    def _windows(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys of each pixel of an axis, and their entries in the bias table, (length, k)."""
+        pixel, size = torch.arange(length, device=device), self.kernel_size
+        place, line = pixel // self.dilation, pixel % self.dilation
+        last = (length - line + self.dilation - 1) // self.dilation - 1
+        first = (place - size // 2).clamp(min=0).minimum(last - size + 1)
+        seen = first[:, None] + torch.arange(size, device=device)
+        return seen * self.dilation + line[:, None], seen - place[:, None] + size - 1
 
     def _whole(self, qkv: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Attend in all tiles at once, (b, rows * columns, 3 dim) to (b, rows * columns, dim)."""
@@ -151,7 +187,10 @@ class NeighborhoodAttention(nn.Module):
             "places", lambda: self._places(rows, columns), key=key
         )
         biases = self.prepared(
-            "bias", lambda: self._bias(entry_y, entry_x).transpose(0, 1).contiguous(), self.rpb, key=key
+            "bias",
+            lambda: self._bias(entry_y, entry_x).transpose(0, 1).contiguous(),
+            self.rpb,
+            key=key,
         )
         (tiles, heads, n), m = queries.shape, keys.shape[2]
         out = qkv.new_empty(len(qkv), tiles, n, qkv.shape[-1] // 3)
@@ -190,6 +229,8 @@ class NeighborhoodAttention(nn.Module):
 
         A kernel made for the operator does not do them.
         """
+        if self.impl == "reference":
+            return 0
         rows, columns = self._padded(x.shape[-2], x.shape[-1])
         tiles = self._tiles(rows, columns, x.device)
         done = tiles.query.numel() * tiles.key.shape[1]
@@ -283,6 +324,7 @@ def neighborhood_attention_2d(
     attn_drop: float = 0.0,
     proj_drop: float = 0.0,
     dilation: int | None = None,
+    impl: Impl = "fast",
 ) -> NeighborhoodAttention:
     """Build the module whose state dict the official class has."""
     return NeighborhoodAttention(
@@ -292,4 +334,5 @@ def neighborhood_attention_2d(
         dilation=dilation or 1,
         attn_drop=attn_drop,
         proj_drop=proj_drop,
+        impl=impl,
     )

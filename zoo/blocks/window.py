@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,13 @@ from einops import rearrange
 from torch import nn
 
 from zoo.chunked import LOGITS
-from zoo.layers import Linear, head_scale, init_linear, resized_table, sides
+from zoo.layers import Linear, checked_impl, head_scale, init_linear, resized_table, sides
 from zoo.prepared import Prepared
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
+
+Impl = Literal["fast", "reference"]
 
 
 @block(
@@ -33,6 +36,8 @@ class WindowAttention(nn.Module):
         window: window side in pixels; must divide h and w.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
+        impl: "fast" for few copies and fused attention, "reference" for what the paper writes;
+            the same result.
     Shape: (b, dim, h, w) to (b, dim, h, w)
     Raises: ZooError if h or w is not a multiple of `window`, or dim not one of `heads`.
     """
@@ -45,10 +50,10 @@ class WindowAttention(nn.Module):
         window: int = 7,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        impl: str = "fast",
+        impl: Impl = "fast",
     ) -> None:
         super().__init__()
-        self.impl = impl
+        self.impl = checked_impl(impl, Impl)
         self.scale = head_scale(dim, heads)
         self.heads, self.window = heads, window
         linear = nn.Linear if impl == "reference" else Linear
@@ -85,7 +90,9 @@ class WindowAttention(nn.Module):
     def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
         """Attend with the channels of each pixel side by side in memory, which moves twice."""
         h, w = x.shape[-2:]
-        order, back = self.prepared("order", lambda: self._order(h, w, x.device), key=(h, w, x.device))
+        order, back = self.prepared(
+            "order", lambda: self._order(h, w, x.device), key=(h, w, x.device)
+        )
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, order)
         qkv = self.proj_qkv(tokens.unflatten(1, (-1, self.window**2)))
         mask = self._mask(h, w, x)
@@ -150,6 +157,8 @@ class ShiftedWindowAttention(WindowAttention):
             sizes work; their mask is made on the fly.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
+        impl: "fast" for few copies and fused attention, "reference" for what the paper writes;
+            the same result.
     Shape: (b, dim, h, w) to (b, dim, h, w)
     Raises: ZooError if a size or the shift does not fit.
     """
@@ -164,7 +173,7 @@ class ShiftedWindowAttention(WindowAttention):
         map_size: tuple[int, int] | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        impl: str = "fast",
+        impl: Impl = "fast",
     ) -> None:
         super().__init__(
             dim, heads=heads, window=window, attn_drop=attn_drop, proj_drop=proj_drop, impl=impl
@@ -300,7 +309,7 @@ def local_attention(
     window_size: int,
     attn_drop: float = 0.0,
     proj_drop: float = 0.0,
-    impl: str = "fast",
+    impl: Impl = "fast",
 ) -> WindowAttention:
     """Build the module whose state dict the official `LocalAttention` has."""
     return WindowAttention(
@@ -323,7 +332,7 @@ def shift_window_attention(
     fmap_size: int | tuple[int, int],
     attn_drop: float = 0.0,
     proj_drop: float = 0.0,
-    impl: str = "fast",
+    impl: Impl = "fast",
 ) -> ShiftedWindowAttention:
     """Build the module whose state dict the official `ShiftWindowAttention` has."""
     return ShiftedWindowAttention(

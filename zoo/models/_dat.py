@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -14,8 +15,10 @@ from torch import nn
 from zoo.blocks.deformable import Impl
 from zoo.blocks.window import local_attention, shift_window_attention
 from zoo.features import Pyramid
-from zoo.layers import ChannelNorm, Linear, init_linear, pointwise, sides
+from zoo.layers import ChannelNorm, Linear, init_linear, packs, pointwise, sides
 from zoo.registry import ZooError
+
+WIDENED = 2**20  # elements that the MLP widens at a time; memory of more is mapped anew each time
 
 
 class DAT(Pyramid):
@@ -31,6 +34,8 @@ class DAT(Pyramid):
         down_kernel: side of the convolutions between the stages; their stride is 2.
         patch_size: pixels per token side in the first stage.
         num_classes: width of the classifier; 0 for pooled features.
+        impl: "reference" takes images as they lie; otherwise their channels are put last in memory,
+            where all maps inside of the network have theirs.
     Shape: (b, 3, h, w) to (b, num_classes)
     """
 
@@ -42,8 +47,10 @@ class DAT(Pyramid):
         down_kernel: int,
         patch_size: int,
         num_classes: int,
+        impl: Impl = "fast",
     ) -> None:
         super().__init__()
+        self.official_layout = impl == "reference"
         self.patch_proj, self.stages = stem, nn.ModuleList(stages)
         dims = [stage.dim for stage in stages]
         self.down_projs = nn.ModuleList(
@@ -63,6 +70,8 @@ class DAT(Pyramid):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Classify a batch of images."""
+        if not self.official_layout:
+            x = x.contiguous(memory_format=torch.channels_last)
         for i in range(len(self.stages)):
             x = self.forward_stage(i, x)
         return self.cls_head(self.cls_norm(x).mean((-2, -1)))
@@ -181,7 +190,10 @@ class MLP(nn.Module):
         """Apply the layers with the channels last."""
         x = x.permute(0, 2, 3, 1)
         if isinstance(self.chunk.linear1, Linear) and not self.training:
-            x = self.chunk.linear2(self.chunk.linear1(x, gelu=True))
+            parts = -(-x.numel() // WIDENED) if packs(x, self.chunk.linear1.weight) else 1
+            tokens = x.flatten(0, 2).chunk(parts)
+            out = [self.chunk.linear2(self.chunk.linear1(t, gelu=True)) for t in tokens]
+            x = (out[0] if parts == 1 else torch.cat(out)).view(x.shape)
         else:
             x = self.chunk(x)
         return x.permute(0, 3, 1, 2)
@@ -259,6 +271,7 @@ def build_dat(
         down_kernel=3 if use_conv_patches else 2,
         patch_size=patch_size,
         num_classes=num_classes,
+        impl=impl,
     )
 
 
@@ -283,8 +296,9 @@ def windowed(
     **drops: float,
 ) -> nn.Module:
     """Build the attention of letter L or S; S shifts by half a window, rounded up."""
+    plain: Literal["fast", "reference"] = "reference" if impl == "reference" else "fast"
     if letter == "L":
-        return local_attention(dim=dim, heads=heads, window_size=window, impl=impl, **drops)
+        return local_attention(dim=dim, heads=heads, window_size=window, impl=plain, **drops)
     shift = -(-window // 2)
     return shift_window_attention(
         dim=dim,
@@ -292,6 +306,6 @@ def windowed(
         window_size=window,
         shift_size=shift,
         fmap_size=size,
-        impl=impl,
+        impl=plain,
         **drops,
     )

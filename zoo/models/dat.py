@@ -83,7 +83,7 @@ def dat_v1(
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0.
         drop_rate, attn_drop_rate: dropout of outputs and of attention weights.
         sr_ratios, ns_per_pts: not read, as in the official code.
-        impl: of the attention; "reference" computes the whole network as the official code does.
+        impl: of the attention; "reference" computes the whole network as the papers write it.
     Raises:
         ZooError: the combination cannot be built.
     """

@@ -118,8 +118,7 @@ def dat_v2(
         drop_rate, attn_drop_rate: dropout of outputs and of attention weights.
         heads_q, ksize_qnas, nqs, qna_activation, ns_per_pts, lower_lr_kvs: of the letters that
             are refused, or of training; not read.
-        impl: of the attention; "reference" computes the whole network as the official code does,
-            but for neighborhood attention, which is dense tiles in either case.
+        impl: of the attention; "reference" computes the whole network as the papers write it.
     Raises:
         ZooError: the combination cannot be built, or the official code fails on it.
     """
@@ -154,6 +153,7 @@ def dat_v2(
                 map_size=size,
                 attn_drop=attn_drop_rate,
                 proj_drop=drop_rate,
+                impl="reference" if impl == "reference" else "fast",
             )
         if letter == "P":
             return PyramidAttention(dim, heads=heads[i], reduction=sr_ratios[i], **drops)
