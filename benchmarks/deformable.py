@@ -303,7 +303,12 @@ def main() -> None:
                 flush=True,
             )
         stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        kept = {"timestamp_utc": stamp, "environment": host_facts(), "rounds": arguments.rounds, "memory_kept": arguments.keep}
+        kept = {
+            "timestamp_utc": stamp,
+            "environment": host_facts(),
+            "rounds": arguments.rounds,
+            "memory_kept": arguments.keep,
+        }
         text = json.dumps(kept | {"cases": rows}, indent=1)
         (RESULTS / f"{what}{'_kept' * arguments.keep}.json").write_text(text + "\n")
         if what == "growth":

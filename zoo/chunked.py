@@ -24,25 +24,33 @@ QUERIES = 320  # of a block; a matrix product of fewer is slower
 COLUMNS = 64  # of a block, at most
 STRIP = 2**22  # elements of a strip
 LOGITS = 2**20  # of a block, about
+ON_A_GPU = 4  # times as many: each kernel costs its launch
 
 Strip = tuple[torch.Tensor, ...]
 
 
 class Positions:
-    """A position term: a bias for each pair of query and key, times `LOG2E`.
+    """A position term: a bias for each pair of query and key, times `LOG2E`."""
 
-    Args:
-        heads_per_group: heads that share the places of their keys; the heads of a strip are a
-            multiple or a divisor of them.
-        least_heads: heads that a block should have, for all threads to work.
-        width: elements that a block needs for each of its logits.
-        strip_size: elements that a strip needs for each head.
-    """
+    @property
+    def heads_per_group(self) -> int:
+        """Heads that share the places of their keys; those of a strip are a multiple or divisor."""
+        raise NotImplementedError
 
-    heads_per_group: int
-    least_heads: int = 1
-    width: int = 1
-    strip_size: int = 0
+    @property
+    def least_heads(self) -> int:
+        """Heads that a block should have, for all threads to work."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """Elements that a block needs for each of its logits."""
+        return 1
+
+    @property
+    def strip_size(self) -> int:
+        """Elements that a strip needs for each head."""
+        return 0
 
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Prepare what all blocks share that have these heads and columns of queries."""
@@ -72,9 +80,10 @@ def attend(
         dropout: of the attention weights.
     Shape: as q
     """
-    b, heads, h, w, _ = q.shape
-    share, rows, columns = _block_size(b, heads, k.shape[2], h, w, positions)
+    _, heads, h, w, _ = q.shape
+    share, rows, columns = _block_size(q, k.shape[2], positions)
     record = torch.is_grad_enabled()
+    by_hand = record and not torch.compiler.is_compiling()  # a compiler finds out what to keep
     out = None if record else torch.empty_like(q)
     blocks = []
     split = (t.split(share, 1) for t in (q * (scale * LOG2E), k.contiguous(), v.contiguous()))
@@ -91,13 +100,15 @@ def attend(
                 elif dropout:
                     drop = functools.partial(_dropped, dropout, positions, down)
                     blocks.append(checkpoint(drop, *tensors, use_reentrant=False))
-                else:
+                elif by_hand:
                     blocks.append(_Block.apply(positions, down, *tensors))
+                else:
+                    blocks.append(_forward(positions, down, *tensors)[0])
     return _joined(blocks, -(-h // rows), -(-w // columns)) if out is None else out
 
 
 def _logits(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Logits of a block in powers of two, (b * heads, keys, queries); the bias may be overwritten."""
+    """Logits of a block in powers of two, (b * heads, keys, queries); may overwrite the bias."""
     queries, keys = q.flatten(2, 3).flatten(0, 1).transpose(1, 2), k.flatten(0, 1)
     if bias.dtype != queries.dtype:  # the bias of half types is float32
         return bias + torch.bmm(keys, queries)
@@ -114,7 +125,7 @@ def _forward(
     v: torch.Tensor,
     *strip: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend from the queries of a block: as q, and the log of each sum, (b * heads, 1, queries)."""
+    """Attend from the queries of a block: as q; and the log of each sum, (b * heads, 1, m)."""
     logits = _logits(positions.block(strip, rows), q, k)
     highest = logits.detach().amax(1, keepdim=True)
     weights = logits.sub_(highest).exp2_()
@@ -124,16 +135,11 @@ def _forward(
 
 
 def _dropped(
-    dropout: float,
-    positions: Positions,
-    rows: slice,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *strip: torch.Tensor,
+    dropout: float, positions: Positions, rows: slice, *tensors: torch.Tensor
 ) -> torch.Tensor:
     """Attend with dropout of the attention weights."""
-    weights = (_logits(positions.block(strip, rows), q, k) * LN2).softmax(1)
+    q, k, v, *strip = tensors
+    weights = (_logits(positions.block(tuple(strip), rows), q, k) * LN2).softmax(1)
     weights = F.dropout(weights, dropout).transpose(1, 2).to(v.dtype)
     return torch.bmm(weights, v.flatten(0, 1)).view(q.shape)
 
@@ -175,12 +181,11 @@ class _Block(torch.autograd.Function):
         return None, None, d_q, d_k, d_v.view(v.shape), *d_strip
 
 
-def _block_size(
-    b: int, heads: int, keys: int, h: int, w: int, positions: Positions
-) -> tuple[int, int, int]:
+def _block_size(q: torch.Tensor, keys: int, positions: Positions) -> tuple[int, int, int]:
     """How many heads, rows and columns a block has."""
+    b, heads, h, w, _ = q.shape
     columns = strip_columns(w)
-    most, group = LOGITS // positions.width, positions.heads_per_group
+    most, group = _logits_of(q) // positions.width, positions.heads_per_group
     least = min(heads, positions.least_heads)
     queries = max(
         min(QUERIES, most // (b * keys * least)), most // (b * keys * heads), QUERIES // 4
@@ -194,6 +199,10 @@ def _block_size(
         if share * each <= 1.3
     ]
     return max(fits, default=math.gcd(heads, group) if positions.width > 1 else 1), rows, columns
+
+
+def _logits_of(q: torch.Tensor) -> int:
+    return LOGITS * ON_A_GPU if q.is_cuda else LOGITS
 
 
 def strip_columns(w: int) -> int:

@@ -98,6 +98,7 @@ def mixed(x: torch.Tensor, layer: Linear | Pointwise, *, gelu: bool = False) -> 
     """Mix the last axis of `x` by the weights of a layer."""
     weight, bias = layer.weight, layer.bias
     if not packs(x, weight):
+        layer.prepared.clear()
         out = F.linear(x, weight.flatten(1), bias)
         return F.gelu(out) if gelu else out
     ops = torch.ops.mkldnn
@@ -112,7 +113,7 @@ def packs(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
     Counters, tracers and compilers are shown the usual operator instead.
     """
-    return (
+    return bool(
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

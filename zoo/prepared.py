@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-Value = torch.Tensor | tuple[torch.Tensor, ...]
-
 
 class Prepared:
     """What a module has made, by name; kept while no gradients are recorded.
@@ -40,7 +38,11 @@ class Prepared:
             return make()
         state = (key, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources))
         found = self._kept.get(name)
-        if found and found[0] == state and all(r() is t for r, t in zip(found[1], sources)):
+        if (
+            found
+            and found[0] == state
+            and all(r() is t for r, t in zip(found[1], sources, strict=True))
+        ):
             return found[2]
         value = make()
         self._kept[name] = state, tuple(map(weakref.ref, sources)), value
@@ -52,7 +54,7 @@ class Prepared:
         return (
             not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
+            and not torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
             and _get_current_dispatch_mode() is None
             and all(map(_plain, sources))
         )

@@ -18,11 +18,11 @@ class Taps(NamedTuple):
     """Which rows of a matrix are summed, and their weights.
 
     Args:
-        index: int32, (..., taps).
+        row: int32, (..., taps).
         weight: (..., taps).
     """
 
-    index: torch.Tensor
+    row: torch.Tensor
     weight: torch.Tensor
 
 
@@ -46,17 +46,17 @@ def neighbours(position: torch.Tensor, length: torch.Tensor | None = None) -> Ta
 
 def crossed(taps: Taps, width: int) -> Taps:
     """Combine taps along both axes, (yx, ..., 2) to (..., 4), of a map `width` entries wide."""
-    (index_y, index_x), (weight_y, weight_x) = taps
-    index = (index_y * width)[..., :, None] + index_x[..., None, :]
+    (row_y, row_x), (weight_y, weight_x) = taps
+    row = (row_y * width)[..., :, None] + row_x[..., None, :]
     weight = weight_y[..., :, None] * weight_x[..., None, :]
-    return Taps(index.flatten(-2), weight.flatten(-2))
+    return Taps(row.flatten(-2), weight.flatten(-2))
 
 
 def gathered(rows: torch.Tensor, taps: Taps) -> torch.Tensor:
     """Sum weighted rows, (n, c) to (..., c); the weights have the type of the rows."""
-    *lead, count = taps.index.shape
-    index, weight = taps.index.reshape(-1, count), taps.weight.expand(taps.index.shape)
-    out = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight.reshape(-1, count))
+    *lead, count = taps.row.shape
+    row, weight = taps.row.reshape(-1, count), taps.weight.expand(taps.row.shape)
+    out = F.embedding_bag(row, rows, mode="sum", per_sample_weights=weight.reshape(-1, count))
     return out.unflatten(0, lead)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from zoo.blocks._positions import TableBias
+from zoo.sampling import per_axis
 
 
 def attend(
@@ -20,34 +21,30 @@ def attend(
 ) -> torch.Tensor:
     """Attend from the map q (b, heads, h, w, d) to k and v (b, heads, n, d), as q."""
     h, w = q.shape[2:4]
-    table = positions.table
-    # Where a query at 0 reads the table for each point, and how far the next one reads from there.
-    (from_y, step_y), (from_x, step_x) = (
-        ((axis[0] - at + 2) / 4 * (length - 1), (axis[1] - axis[0]) / 4 * (length - 1))
-        for axis, at, length in zip(
-            positions.queries, positions.points, table.shape[1:], strict=True
-        )
-    )
-    shared, (_, rows, columns) = positions.heads_per_group, table.shape
-    table = table.to(q.dtype)
+    table, points = positions.table.to(q.dtype), positions.points
+    length_y, length_x = table.shape[1:]
+    half = per_axis((length_y - 1) / 2, (length_x - 1) / 2, points)
+    last_y, last_x = half * 2
+    at = torch.stack(torch.meshgrid(*positions.queries, indexing="ij")).flatten(1) / 2
+    query_y, query_x = (at + 1) * half[:, None]  # where a point in the middle reads the table
+    moved = points.repeat_interleave(positions.heads_per_group, 2) / 2 * half[:, None, None, None]
+    point_y, point_x = moved
 
     def with_bias(
         score: torch.Tensor, b: torch.Tensor, head: torch.Tensor, m: torch.Tensor, n: torch.Tensor
     ) -> torch.Tensor:
-        group = head // shared
-        y = from_y[b, group, n] + m // w * step_y
-        x = from_x[b, group, n] + m % w * step_x
+        y, x = query_y[m] - point_y[b, head, n], query_x[m] - point_x[b, head, n]
         top, left = y.floor(), x.floor()
         bias = torch.zeros_like(score)
         for i, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
             for j, weight_x in ((left, left + 1 - x), (left + 1, x - left)):
-                inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
-                row, column = i.clamp(0, rows - 1).int(), j.clamp(0, columns - 1).int()
-                entry = table[head, row, column]
+                row, column = i.clamp(min=0).minimum(last_y), j.clamp(min=0).minimum(last_x)
+                entry = table[head, row.int(), column.int()]
+                inside = (row == i) & (column == j)
                 bias = bias + torch.where(inside, entry * (weight_y * weight_x), 0.0)
         return score + bias
 
-    run = flex_attention if torch.compiler.is_compiling() else _compiled()
+    run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     out = run(q.flatten(2, 3), k, v, score_mod=with_bias, scale=scale)
     return out.unflatten(2, (h, w))
 

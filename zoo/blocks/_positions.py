@@ -1,7 +1,7 @@
 """The position terms of deformable attention, a block of queries at a time.
 
 Along one axis the bias table is read at `i * step + c`, where i is the query's row or column and
-c follows from the point, the key, alone. So index and weight depend on row and point, and on
+c follows from the point, the key, alone. So place and weight depend on row and point, and on
 column and point, never on all three. Where the table was made for the map (version 2), the step
 is 1: then the bias of a point is a window of the table, cut out between its entries.
 
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.autograd.function import once_differentiable
 
 from zoo.chunked import LOG2E, Positions, Strip, strip_columns
@@ -73,7 +72,10 @@ class TableBias(Positions):
         """Sample the table at each point and query."""
         table, points_y, x = strip
         y = (self.queries[0][rows, None] - points_y) / 2
-        grid_xy = torch.view_as_real(x + y * 1j)  # the quickest way to pair all x with all y
+        if torch.compiler.is_compiling():
+            grid_xy = torch.stack(torch.broadcast_tensors(x, y), -1)
+        else:
+            grid_xy = torch.view_as_real(x + y * 1j)  # the quickest way to pair all x with all y
         return F.grid_sample(table, grid_xy.flatten(2, 3), align_corners=True).flatten(0, 1)
 
 
@@ -87,7 +89,11 @@ class WindowBias(TableBias):
     """
 
     reach: tuple[float, float] = (0.0, 0.0)
-    least_heads = 1
+
+    @property
+    def least_heads(self) -> int:
+        """One: every head is cut out by all threads."""
+        return 1
 
     @property
     def margins(self) -> tuple[int, int]:
@@ -116,27 +122,28 @@ class WindowBias(TableBias):
         return height * self.starts * strip_columns(len(self.queries[1]))
 
     def strip(self, heads: slice, columns: slice) -> Strip:
-        """Lay out the table's rows as windows; index and weight of each point's taps."""
+        """Lay out the table's rows as windows; row and weight of each point's taps."""
         height = 2 * (len(self.queries[0]) + self.margins[0])
-        index, weight = self.corners
+        row, weight = self.corners
         groups, within = _groups(heads, self.heads_per_group)
         shared = len(range(self.heads_per_group)[within])
         count = heads.stop - heads.start
         first = self._from(0, count, height * self.starts).view(-1, shared, 1, 1)
-        index = (index[:, groups, None] + first).flatten(1, 2)
+        row = (row[:, groups, None] + first).flatten(1, 2)
         weight = weight[:, groups, None].expand(-1, -1, shared, -1, -1).flatten(1, 2)
         windows = self._windows(heads, columns)
-        if not (torch.is_grad_enabled() and windows.requires_grad):
-            return windows, index, weight
-        return windows, index, weight, *self._by_corner(index, weight)
+        learned = torch.is_grad_enabled() and windows.requires_grad
+        if not learned or torch.compiler.is_compiling():
+            return windows, row, weight
+        return windows, row, weight, *self._by_corner(row, weight)
 
-    def _by_corner(self, index: torch.Tensor, weight: torch.Tensor) -> Strip:
+    def _by_corner(self, row: torch.Tensor, weight: torch.Tensor) -> Strip:
         """Taps in the order of the table: the point, and the weight, of each; their edges."""
-        ordered, order = index.flatten().sort()
+        ordered, order = row.flatten().sort()
         height = 2 * (len(self.queries[0]) + self.margins[0])
         corners = (height - len(self.queries[0]) + 1) * self.starts
-        first = torch.arange(index.shape[1], device=index.device) * (height * self.starts)
-        corner = torch.arange(corners, device=index.device)
+        first = torch.arange(row.shape[1], device=row.device) * (height * self.starts)
+        corner = torch.arange(corners, device=row.device)
         edges = torch.searchsorted(
             ordered, (first[:, None] + corner).flatten().int(), out_int32=True
         )
@@ -145,9 +152,9 @@ class WindowBias(TableBias):
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Cut the rows of each point's window out of the table."""
-        windows, index, weight, *by_corner = strip
-        index = index[..., None, :] + self._from(rows.start, rows.stop, self.starts)[:, None]
-        taps = Taps(index, weight[..., None, :])
+        windows, row, weight, *by_corner = strip
+        row = row[..., None, :] + self._from(rows.start, rows.stop, self.starts)[:, None]
+        taps = Taps(row, weight[..., None, :])
         if by_corner:
             bias = _Cut.apply(
                 gathered(windows.detach(), taps), windows, rows, self.starts, *by_corner
@@ -170,13 +177,14 @@ class WindowBias(TableBias):
         """Taps of the first entry of each point's window, (b, groups, n, 4)."""
 
         def make() -> tuple[torch.Tensor, torch.Tensor]:
-            half = per_axis(*((len(axis) - 1) / 2 for axis in self.queries), self.points, 4)
+            height, width = map(len, self.queries)
+            half = per_axis((height - 1) / 2, (width - 1) / 2, self.points, 4)
             return half, half + per_axis(*self.margins, self.points, 4)
 
         key = (*map(len, self.queries), self.margins, *kind(self.points))
         half, middle = self.prepared("corners", make, key=key)
         corner = middle - self.points * half
-        if any(margin == len(axis) for margin, axis in zip(self.margins, self.queries)):
+        if self.margins[0] == len(self.queries[0]) or self.margins[1] == len(self.queries[1]):
             corner = corner.clamp(min=0).minimum(middle * 2)  # beyond, no entry is seen
         return crossed(neighbours(corner), self.starts)
 
@@ -238,19 +246,22 @@ class LogBias(Positions):
     The distances along the axes are made apart; only the network sees all pairs.
 
     Args:
-        network: linear, ReLU, linear without a bias; (y, x) to the heads of a group.
+        weight, bias: of the first layer, (units, yx) and (units,); a ReLU follows.
+        last: weight of the second layer, (heads of a group, units).
         points: (yx, b, groups, n).
         queries: (h,) and (w,).
     """
 
-    network: nn.Sequential
+    weight: torch.Tensor
+    bias: torch.Tensor
+    last: torch.Tensor
     points: torch.Tensor
     queries: Axes
 
     @property
     def heads_per_group(self) -> int:
         """Heads that share their points."""
-        return self.network[2].weight.shape[0]
+        return len(self.last)
 
     @property
     def least_heads(self) -> int:
@@ -260,15 +271,14 @@ class LogBias(Positions):
     @property
     def width(self) -> int:
         """Hidden units for each of a group's heads."""
-        return -(-self.network[0].weight.shape[0] // self.heads_per_group)
+        return -(-len(self.bias) // self.heads_per_group)
 
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Distances along x; y of the points; the weights of the network."""
         groups, within = _groups(heads, self.heads_per_group)
         points_y, points_x = self.points[:, :, groups]
-        first, _, last = self.network
         x = log_spaced(self.queries[1][columns] - points_x[..., None])[..., None, :]
-        return x, points_y, first.weight, first.bias, last.weight[within] * LOG2E
+        return x, points_y, self.weight, self.bias, self.last[within] * LOG2E
 
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Pair the distances along both axes, and run the network on all pairs."""
@@ -302,7 +312,11 @@ class FixedBias(Positions):
     table: torch.Tensor
     batch: int
     side: int
-    heads_per_group = 1
+
+    @property
+    def heads_per_group(self) -> int:
+        """One: there are no places to share."""
+        return 1
 
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Take the columns of the table."""

@@ -113,7 +113,7 @@ class DeformableAttention(nn.Module):
         group_dim = dim // groups
         padding = 0 if version == 2 and kernel_size == stride else kernel_size // 2
         self.overhang = kernel_size - 2 * padding
-        self.conv_offset = nn.Sequential(
+        self.conv_offset: Any = nn.Sequential(
             nn.Conv2d(group_dim, group_dim, kernel_size, stride, padding, groups=group_dim),
             ChannelNorm(group_dim),
             nn.GELU(),
@@ -152,7 +152,6 @@ class DeformableAttention(nn.Module):
 
     def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
         """Attend, with the channels of each pixel side by side in memory."""
-        h, w = x.shape[-2:]
         q, points = self.proj_q(x), None
         if self.no_offset:
             sampled = self.pooled(x)
@@ -186,16 +185,15 @@ class DeformableAttention(nn.Module):
             positions: Positions = FixedBias(self.fixed_table(h, w, k.shape[2]), b, w)
         else:
             positions = self._moving_bias(points, h, w)
-            if self._flexible(q, positions):
+            if isinstance(positions, TableBias) and self._flexible(q):
                 return _deformable_flex.attend(q, k, v, positions, self.scale)
         return attend(q, k, v, positions, scale=self.scale, dropout=dropout)
 
-    def _flexible(self, q: torch.Tensor, positions: Positions) -> bool:
+    def _flexible(self, q: torch.Tensor) -> bool:
         """Whether this is for flex attention, which has no dropout, nor gradients on a CPU."""
         wanted = self.impl == "flex" or (q.is_cuda and torch.compiler.is_compiling())
         learns = torch.is_grad_enabled() and (q.requires_grad or self.rpe_table.requires_grad)
-        possible = isinstance(positions, TableBias) and (q.is_cuda or not learns)
-        return wanted and possible and not (self.training and self.attn_drop.p)
+        return wanted and (q.is_cuda or not learns) and not (self.training and self.attn_drop.p)
 
     def points(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell where `x` is sampled: positions and reference points, (b, groups, i, j, yx)."""
@@ -284,7 +282,8 @@ class DeformableAttention(nn.Module):
         """Position term that follows from query minus point, for points (yx, b, groups, n)."""
         queries = self.query_axes(h, w, points)
         if self.position == "log_cpb":
-            return LogBias(self.rpe_table, points, queries)
+            first, _, last = self.rpe_table
+            return LogBias(first.weight, first.bias, last.weight, points, queries)
         if self.version == 2 and self.rpe_table.shape[1:] == (2 * h - 1, 2 * w - 1):
             reach = (self._outside(h), self._outside(w))
             windows = WindowBias(self.rpe_table, points, queries, self.prepared, reach)

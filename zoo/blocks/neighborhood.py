@@ -22,7 +22,6 @@ from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
 
-
 Impl = Literal["fast", "reference"]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 import torch
-from einops import rearrange
 from timm.layers import DropPath
 from torch import nn
 
@@ -189,13 +188,12 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layers with the channels last."""
         x = x.permute(0, 2, 3, 1)
-        if isinstance(self.chunk.linear1, Linear) and not self.training:
-            parts = -(-x.numel() // WIDENED) if packs(x, self.chunk.linear1.weight) else 1
-            tokens = x.flatten(0, 2).chunk(parts)
-            out = [self.chunk.linear2(self.chunk.linear1(t, gelu=True)) for t in tokens]
-            x = (out[0] if parts == 1 else torch.cat(out)).view(x.shape)
-        else:
-            x = self.chunk(x)
+        widen, narrow = self.chunk[0], self.chunk[3]
+        if self.training or not isinstance(widen, Linear):
+            return self.chunk(x).permute(0, 3, 1, 2)
+        parts = -(-x.numel() // WIDENED) if packs(x, widen.weight) else 1
+        out = [narrow(widen(tokens, gelu=True)) for tokens in x.flatten(0, 2).chunk(parts)]
+        x = (out[0] if parts == 1 else torch.cat(out)).view(x.shape)
         return x.permute(0, 3, 1, 2)
 
 
@@ -287,25 +285,14 @@ def head_channels(dim: int, heads: int) -> int:
 
 
 def windowed(
-    letter: str,
-    dim: int,
-    heads: int,
-    window: int,
-    size: tuple[int, int],
-    impl: Impl,
-    **drops: float,
+    letter: str, dim: int, heads: int, window: int, size: tuple[int, int], **options: Any
 ) -> nn.Module:
     """Build the attention of letter L or S; S shifts by half a window, rounded up."""
-    plain: Literal["fast", "reference"] = "reference" if impl == "reference" else "fast"
+    if options["impl"] == "flex":
+        options["impl"] = "fast"
     if letter == "L":
-        return local_attention(dim=dim, heads=heads, window_size=window, impl=plain, **drops)
+        return local_attention(dim=dim, heads=heads, window_size=window, **options)
     shift = -(-window // 2)
     return shift_window_attention(
-        dim=dim,
-        heads=heads,
-        window_size=window,
-        shift_size=shift,
-        fmap_size=size,
-        impl=plain,
-        **drops,
+        dim=dim, heads=heads, window_size=window, shift_size=shift, fmap_size=size, **options
     )

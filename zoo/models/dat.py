@@ -108,7 +108,7 @@ def dat_v1(
                 impl=impl,
                 **drops,
             )
-        return windowed(letter, dims[i], heads[i], window_sizes[i], size, impl, **drops)
+        return windowed(letter, dims[i], heads[i], window_sizes[i], size, impl=impl, **drops)
 
     kernel = 7 if use_conv_patches else patch_size
     stem = nn.Sequential(

@@ -162,7 +162,7 @@ def dat_v2(
             if kernel % 2 == 0:
                 raise ZooError(f"stage {i}: letter X needs an odd window, not {kernel}")
             return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-        return windowed(letter, dim, heads[i], window_sizes[i], size, impl, **drops)
+        return windowed(letter, dim, heads[i], window_sizes[i], size, impl=impl, **drops)
 
     if use_conv_patches and patch_size != 4:
         raise ZooError(f"patch_size={patch_size}: the stem of two convolutions has patches of 4")
