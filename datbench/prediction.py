@@ -29,6 +29,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from datbench.caching import CachingAllocator
 from datbench.plan import Case
 from datbench.training import TrainStep
+from zoo.prepared import Prepared
 
 CUDA = torch.device("cuda:0")
 WORKSPACE = 8_519_680  # bytes of cuBLAS: torch's default for GPUs before Hopper, 8320 KiB
@@ -105,7 +106,7 @@ def predict(case: Case, limit: float = math.inf, workspace: int = WORKSPACE) -> 
         model._apply(pretend)
     batch = torch.empty(work.batch_size, *work.input_shape, device="meta")
     inputs = pretend(batch)
-    with mode, meter, FusedAttention():
+    with mode, meter, FusedAttention(), _pretending():
         step = _step(case, model, inputs, dtype, pretend)
         fakes.clear()
         step()
@@ -380,8 +381,21 @@ def _step(
     return TrainStep(case, model, inputs, autocast, lambda: None, backward=backward, to=pretend)
 
 
+@contextlib.contextmanager
+def _pretending() -> Iterator[None]:
+    """Let modules keep what they prepare, and go back through the parts of a graph, as usual."""
+    usual = torch.autograd.backward
+    torch.autograd.backward = lambda tensor, gradient, *_, **__: backward(tensor, gradient)
+    Prepared.pretending = True
+    try:
+        yield
+    finally:
+        torch.autograd.backward = usual
+        Prepared.pretending = False
+
+
 @torch.no_grad()
-def backward(loss: torch.Tensor) -> None:
+def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
     """Go back through the graph of a loss, node by node, as autograd's engine orders them.
 
     The engine itself asks the CUDA driver for its devices. Nodes run when all gradients of their
@@ -401,10 +415,13 @@ def backward(loss: torch.Tensor) -> None:
                     known.add(node)
                     todo.append(node)
     del known, todo
-    arrived: dict[Any, dict[int, torch.Tensor]] = {root: {0: torch.ones_like(loss)}}
+    arrived: dict[Any, dict[int, torch.Tensor]] = {
+        root: {0: torch.ones_like(loss) if gradient is None else gradient}
+    }
     ready: list[Any] = [root]
     del root
-    loss.detach_()  # would hold the whole graph
+    if gradient is None:
+        loss.detach_()  # would hold the whole graph
     while ready:
         node = ready.pop(max(range(len(ready)), key=lambda i: _priority(ready[i])))
         gradients = arrived.pop(node)
@@ -414,13 +431,13 @@ def backward(loss: torch.Tensor) -> None:
         del gradients
         found = found if isinstance(found, tuple) else (found,)
         following = node.next_functions
-        node = run = later = gradient = None
-        for (later, place), gradient in zip(following, found, strict=False):
+        node = run = later = passed = None
+        for (later, place), passed in zip(following, found, strict=False):
             if later is None:
                 continue
-            if gradient is not None:
+            if passed is not None:
                 expected = later._input_metadata[place]
-                fitted = gradient.sum_to_size(expected.shape).to(expected.dtype)
+                fitted = passed.sum_to_size(expected.shape).to(expected.dtype)
                 slots = arrived.setdefault(later, {})
                 slots[place] = slots[place] + fitted if place in slots else fitted
                 del fitted
@@ -430,7 +447,7 @@ def backward(loss: torch.Tensor) -> None:
                 if later in arrived:
                     ready.append(later)
         del found, following
-        later = gradient = None
+        later = passed = None
 
 
 def _priority(node: Any) -> int:

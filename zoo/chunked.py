@@ -24,7 +24,6 @@ QUERIES = 320  # of a block; a matrix product of fewer is slower
 COLUMNS = 64  # of a block, at most
 STRIP = 2**22  # elements of a strip
 LOGITS = 2**20  # of a block, about
-ON_A_GPU = 4  # times as many: each kernel costs its launch
 
 Strip = tuple[torch.Tensor, ...]
 
@@ -101,7 +100,7 @@ def attend(
                     drop = functools.partial(_dropped, dropout, positions, down)
                     blocks.append(checkpoint(drop, *tensors, use_reentrant=False))
                 elif by_hand:
-                    blocks.append(_Block.apply(positions, down, *tensors))
+                    blocks.append(_Block.apply(*tensors, positions, down))
                 else:
                     blocks.append(_forward(positions, down, *tensors)[0])
     return _joined(blocks, -(-h // rows), -(-w // columns)) if out is None else out
@@ -117,6 +116,11 @@ def _logits(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tenso
     return bias.baddbmm_(keys, queries)
 
 
+def _exp2(logits: torch.Tensor) -> torch.Tensor:
+    """Two to the power of each logit, in place; CUDA has a kernel for e alone."""
+    return logits.exp2_() if logits.device.type == "cpu" else logits.mul_(LN2).exp_()
+
+
 def _forward(
     positions: Positions,
     rows: slice,
@@ -128,7 +132,7 @@ def _forward(
     """Attend from the queries of a block: as q; and the log of each sum, (b * heads, 1, m)."""
     logits = _logits(positions.block(strip, rows), q, k)
     highest = logits.detach().amax(1, keepdim=True)
-    weights = logits.sub_(highest).exp2_()
+    weights = _exp2(logits.sub_(highest))
     total = weights.sum(1, keepdim=True)
     out = torch.bmm(weights.transpose(1, 2).to(v.dtype), v.flatten(0, 1)) / total.transpose(1, 2)
     return out.to(q.dtype).view(q.shape), highest.add_(total.log2())
@@ -148,13 +152,11 @@ class _Block(torch.autograd.Function):
     """`_forward` with a backward pass that computes the attention weights again."""
 
     @staticmethod
-    def forward(
-        ctx: Any, positions: Positions, rows: slice, *tensors: torch.Tensor
-    ) -> torch.Tensor:
-        """Attend from the queries of a block."""
-        out, log_total = _forward(positions, rows, *tensors)
+    def forward(ctx: Any, *given: Any) -> torch.Tensor:
+        """Attend from the queries of a block: q, k, v, the strip; positions, rows."""
+        *tensors, ctx.positions, ctx.rows = given
+        out, log_total = _forward(ctx.positions, ctx.rows, *tensors)
         ctx.save_for_backward(out, log_total, *tensors)
-        ctx.positions, ctx.rows = positions, rows
         return out
 
     @staticmethod
@@ -163,10 +165,9 @@ class _Block(torch.autograd.Function):
         """Gradients of the queries, keys, values and of what the strip prepared."""
         out, log_total, q, k, v, *strip = ctx.saved_tensors
         strip = [t.detach().requires_grad_(t.requires_grad) for t in strip]
-        learned = [t for t in strip if t.requires_grad]
         with torch.enable_grad():
             bias = ctx.positions.block(tuple(strip), ctx.rows)
-        weights = _logits(bias.data, q, k).sub_(log_total).exp2_()  # (b * heads, n, m)
+        weights = _exp2(_logits(bias.data, q, k).sub_(log_total))  # (b * heads, n, m)
         d_out = grad.flatten(2, 3).flatten(0, 1)
         d_v = torch.bmm(weights.to(v.dtype), d_out)
         # Each query's mean of what its weights gain; times ln 2, since logits are powers of two.
@@ -176,16 +177,16 @@ class _Block(torch.autograd.Function):
         narrow = d_logits.to(k.dtype)
         d_q = torch.bmm(narrow.transpose(1, 2), k.flatten(0, 1)).view(q.shape)
         d_k = torch.bmm(narrow, q.flatten(2, 3).flatten(0, 1)).view(k.shape)
-        found = iter(torch.autograd.grad(bias, learned, d_logits) if learned else ())
-        d_strip = (next(found) if t.requires_grad else None for t in strip)
-        return None, None, d_q, d_k, d_v.view(v.shape), *d_strip
+        if bias.requires_grad:
+            bias.backward(d_logits)
+        return d_q, d_k, d_v.view(v.shape), *(t.grad for t in strip), None, None
 
 
 def _block_size(q: torch.Tensor, keys: int, positions: Positions) -> tuple[int, int, int]:
     """How many heads, rows and columns a block has."""
     b, heads, h, w, _ = q.shape
     columns = strip_columns(w)
-    most, group = _logits_of(q) // positions.width, positions.heads_per_group
+    most, group = LOGITS // positions.width, positions.heads_per_group
     least = min(heads, positions.least_heads)
     queries = max(
         min(QUERIES, most // (b * keys * least)), most // (b * keys * heads), QUERIES // 4
@@ -199,10 +200,6 @@ def _block_size(q: torch.Tensor, keys: int, positions: Positions) -> tuple[int, 
         if share * each <= 1.3
     ]
     return max(fits, default=math.gcd(heads, group) if positions.width > 1 else 1), rows, columns
-
-
-def _logits_of(q: torch.Tensor) -> int:
-    return LOGITS * ON_A_GPU if q.is_cuda else LOGITS
 
 
 def strip_columns(w: int) -> int:

@@ -15,7 +15,13 @@ HERE = Path(__file__).parent
 # So much for each launch that the device is the slower side, on whatever machine this runs.
 SLOW = {"launch_ns": 200_000, "gflops": 2000}
 MODELS = ["dat", "dat_pp", "swin", "pvt", "yolov8n", "yolov8n+dat"]
-ALONE = [f"block:{name}" for name in BLOCKS]
+TABLE = "position=table,table_size=(28,28)"
+ALONE = [
+    *(f"block:{name}" for name in BLOCKS),
+    f"block:dat[{TABLE}]",
+    f"block:dat[version=1,{TABLE}]",
+    "block:dat[position=log_cpb]",
+]
 WORKLOADS = {
     "batch 1": {},
     "batch 8": {"batch_size": 8},
@@ -64,6 +70,18 @@ def test_warm_up_leaves_nothing_behind(measured):
 def test_a_step_neither_copies_from_the_host_nor_waits_for_the_device(measured):
     steps = {f["model"]: [f["step"][k] for k in ("h2d", "d2h", "syncs")] for f in measured[1]}
     assert {model: step for model, step in steps.items() if any(step)} == {}
+
+
+def test_deformable_attention_takes_a_fraction_of_the_memory(simulator):
+    for side, stride, fraction in ((40, 1, 8), (80, 2, 20)):
+        options = f"position=table,table_size=({side},{side}),stride={stride}"
+        models = [f"block:dat[{options},impl={impl}]" for impl in ("reference", "fast")]
+        given = json.dumps({"models": models, "input_shape": f"256x{side}x{side}"})
+        ran = simulator.python(HERE / "measure.py", given, PYTHONPATH=HERE)
+        # The input, the weights and cuBLAS's workspace are there before.
+        before = 256 * side**2 * 4 + 3 * 2**20 + 8_519_680
+        reference, fast = (found["peak_allocated"] - before for found in ran.lines())
+        assert reference / fast > fraction
 
 
 def test_half_precision_is_what_runs(measured):

@@ -226,14 +226,6 @@ def test_neighborhood_attention_is_the_slow_loop(fill, noise, kernel_size, dilat
         torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_yardstick_of_the_benchmark_is_the_same_operator(fill, noise):
-    yardstick = f"{ROOT / 'benchmarks' / 'neighborhood.py'}:unfolded[dim=8,heads=2,kernel_size=5]"
-    slow = fill(zoo.create_model(yardstick))
-    fast = fill(zoo.create_block("neighborhood", 8, heads=2, kernel_size=5))
-    x = noise("yardstick", 2, 8, 6, 11)
-    torch.testing.assert_close(fast(x), slow(x), atol=1e-5, rtol=1e-4)
-
-
 def test_a_window_as_large_as_the_map_is_full_attention(fill, noise):
     module = fill(zoo.create_block("neighborhood", channels=8, heads=2, kernel_size=5))
     torch.nn.init.zeros_(module.rpb)

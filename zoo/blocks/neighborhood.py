@@ -127,7 +127,7 @@ class NeighborhoodAttention(nn.Module):
         qkv = self.qkv(padded.permute(0, 2, 3, 1).flatten(1, 2))
         if self.impl == "reference":
             out = self._reference(qkv, rows, columns)
-        elif x.device.type == "cpu" and Prepared.keeps(self.rpb):
+        elif qkv.device.type == "cpu" and qkv.dtype == self.rpb.dtype and Prepared.keeps(self.rpb):
             out = self._by_parts(qkv, rows, columns)
         else:
             out = self._whole(qkv, rows, columns)

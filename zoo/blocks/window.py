@@ -99,7 +99,7 @@ class WindowAttention(nn.Module):
         if x.is_cuda:
             dropout = self.attn_drop.p if self.training else 0.0
             out = fused(qkv, self.scale, self._bias(), mask, dropout)
-        elif Prepared.keeps(self.relative_position_bias_table):
+        elif qkv.dtype == self._bias().dtype and Prepared.keeps(self.relative_position_bias_table):
             out = by_parts(qkv, self.scale, self._bias(), mask)
         else:
             out = attend(qkv, self.scale, self._bias(), mask, self.attn_drop)

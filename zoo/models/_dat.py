@@ -69,8 +69,6 @@ class DAT(Pyramid):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Classify a batch of images."""
-        if not self.official_layout:
-            x = x.contiguous(memory_format=torch.channels_last)
         for i in range(len(self.stages)):
             x = self.forward_stage(i, x)
         return self.cls_head(self.cls_norm(x).mean((-2, -1)))
@@ -78,6 +76,8 @@ class DAT(Pyramid):
     def forward_stage(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """Run a stage on the output of the one before, the first on images."""
         before = self.down_projs[i - 1] if i else self.patch_proj
+        if not self.official_layout:
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.stages[i](before(x))
 
     def keep_stages(self, count: int) -> None:
