@@ -281,13 +281,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="*", default=list(CASES), metavar="|".join(CASES))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
     parser.add_argument("--keep", action="store_true", help="let glibc keep freed memory")
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for what in arguments.what:
-        rows = {}
+        file = RESULTS / f"{what}{'_kept' * arguments.keep}.json"
+        rows = json.loads(file.read_text())["cases"] if arguments.only and file.exists() else {}
         print(f"{what:30} reference    ours    ratio [95 % interval]    arithmetic   MiB")
         for name, arms in CASES[what].items():
+            if arguments.only not in name:
+                continue
             rows[name] = row = run(arms, arguments.rounds, arguments.keep)
             lo, hi = row["ratio_interval"]
             print(
@@ -310,7 +314,7 @@ def main() -> None:
             "memory_kept": arguments.keep,
         }
         text = json.dumps(kept | {"cases": rows}, indent=1)
-        (RESULTS / f"{what}{'_kept' * arguments.keep}.json").write_text(text + "\n")
+        file.write_text(text + "\n")
         if what == "growth":
             draw(rows, RESULTS / "growth.png")
 

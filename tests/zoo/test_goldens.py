@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,38 @@ def test_output_and_input_gradient_are_the_official_ones(golden, fill, noise, re
         used["grad_input"] = used_tolerance(x.grad, expected["grad_input"], allowed)
     record_property("used_tolerance", used)
     assert all(share <= 1 for share in used.values()), used
+
+
+ATTENTION = ("dattn_*", "local_*", "shift_*", "natten_*", "dat_v1_micro*", "dat_pp_micro*")
+WITH_IMPL = sorted(path.stem for pattern in ATTENTION for path in GOLDENS.glob(f"{pattern}.json"))
+
+
+@pytest.mark.parametrize("case", WITH_IMPL)
+@pytest.mark.parametrize("learns", [False, True])
+def test_the_papers_sequence_of_operations_gives_them_too(case, learns, fill, noise):
+    golden = json.loads((GOLDENS / f"{case}.json").read_text())
+    expected = load_file(GOLDENS / f"{case}.safetensors")
+    for impl in ("reference", "fast"):
+        module = fill(zoo.build_reference(golden, impl=impl))
+        x = noise(golden["input_seed_name"], *golden["input_shape"]).requires_grad_()
+        with torch.set_grad_enabled(learns):
+            output = module(x)
+        allowed = golden["tolerance"]
+        assert used_tolerance(output, expected["output"], allowed["output"]) <= 1
+        if learns and "grad_input" in expected:
+            (output * noise(golden["g_seed_name"], *output.shape)).sum().backward()
+            assert used_tolerance(x.grad, expected["grad_input"], allowed["grad_input"]) <= 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+@pytest.mark.parametrize("case", ["dattn_v1_rpe_s1_14", "dattn_v2_rpe_s2_clamp_14"])
+def test_flex_attention_gives_them_too(case, fill, noise):
+    golden = json.loads((GOLDENS / f"{case}.json").read_text())
+    expected = load_file(GOLDENS / f"{case}.safetensors")["output"]
+    module = fill(zoo.build_reference(golden, impl="flex"))
+    with torch.no_grad():
+        output = module(noise(golden["input_seed_name"], *golden["input_shape"]))
+    assert used_tolerance(output, expected, golden["tolerance"]["output"]) <= 1
 
 
 def test_deformable_points_are_the_official_ones(golden, fill, noise):

@@ -1,6 +1,8 @@
 """Deformable attention in one compiled kernel, which reads the bias table at each pair it meets.
 
-Nothing of queries times points is stored. It is compiled once for maps of any size.
+Nothing of queries times points is stored. On CUDA it is compiled once for maps of any size. On a
+CPU it is compiled for each size, until torch's limit of recompilations, and then runs as it is
+written: there the code generator of torch 2.14 fails on sizes that vary.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ def attend(
     at = torch.stack(torch.meshgrid(*positions.queries, indexing="ij")).flatten(1) / 2
     query_y, query_x = (at + 1) * half[:, None]  # where a point in the middle reads the table
     moved = points.repeat_interleave(positions.heads_per_group, 2) / 2 * half[:, None, None, None]
-    point_y, point_x = moved
+    point_y, point_x = (axis.permute(2, 0, 1).contiguous() for axis in moved)
 
     def with_bias(
         score: torch.Tensor, b: torch.Tensor, head: torch.Tensor, m: torch.Tensor, n: torch.Tensor
     ) -> torch.Tensor:
-        y, x = query_y[m] - point_y[b, head, n], query_x[m] - point_x[b, head, n]
+        y, x = query_y[m] - point_y[n, b, head], query_x[m] - point_x[n, b, head]
         top, left = y.floor(), x.floor()
         bias = torch.zeros_like(score)
         for i, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
@@ -44,11 +46,11 @@ def attend(
                 bias = bias + torch.where(inside, entry * (weight_y * weight_x), 0.0)
         return score + bias
 
-    run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
+    run: Any = flex_attention if torch.compiler.is_compiling() else _compiled(q.is_cuda)
     out = run(q.flatten(2, 3), k, v, score_mod=with_bias, scale=scale)
     return out.unflatten(2, (h, w))
 
 
 @functools.cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+def _compiled(dynamic: bool) -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=dynamic)
