@@ -139,10 +139,7 @@ def run(arms: list[Arm], rounds: int, keep: bool) -> dict[str, Any]:
     ms = [statistics.median(own) for own in times]
     rate = PRODUCT**3 / ms[-1]  # multiply-adds a millisecond
     ratios = [math.exp(-statistics.median(own)) for own in differences]
-    intervals = [
-        [math.exp(-d) for d in (median_interval(own) or (math.inf, -math.inf))[::-1]]
-        for own in differences
-    ]
+    intervals = [[math.exp(-d) for d in (median_interval(own) or ())[::-1]] for own in differences]
     return {
         "ms": ms[:-1], "ratio": ratios[0], "ratio_interval": intervals[0],
         "other_ratios": list(zip(ratios[2:-1], intervals[2:-1], strict=True)),
@@ -296,7 +293,7 @@ def main() -> None:
             if arguments.only not in name:
                 continue
             rows[name] = row = run(arms, arguments.rounds, arguments.keep)
-            lo, hi = row["ratio_interval"]
+            lo, hi = row["ratio_interval"] or (math.nan, math.nan)  # too few rounds
             print(
                 f"{name:30} {row['ms'][0]:8.1f} {row['ms'][1]:8.1f} ms "
                 f"{row['ratio']:6.2f} [{lo:.2f}, {hi:.2f}] "
