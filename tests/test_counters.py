@@ -570,15 +570,42 @@ def test_the_parts_add_up_to_the_whole():
         assert row.products == row.second
 
 
+class Masked(nn.Module):
+    """Twice the products that are needed, half of them masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(16, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wide(x)[:, :16]
+
+    def excess_macs(self, x: torch.Tensor) -> int:
+        return 16 * 16 * x.shape[-2] * x.shape[-1]
+
+
 def test_masked_products_are_left_out_of_the_module_that_does_them():
-    net = nn.Sequential(nn.Conv2d(16, 16, 1), zoo.create_block("neighborhood", 16, heads=4))
+    net = nn.Sequential(nn.Conv2d(16, 16, 1), Masked())
     found = count(copies_of(net.eval()), torch.randn(2, 16, 9, 13))
-    by_hand = 9 * 13 * (16 * 16 + 4 * 16 * 16 + 2 * 16 * 49)
+    by_hand = 9 * 13 * (16 * 16 + 16 * 16)
     assert found.macs == found.second == found.modules[0].products == by_hand
     assert found.modules[2].macs == by_hand - 9 * 13 * 16 * 16
     masked = next(row for row in found.operators if row.name == counters.MASKED)
-    assert masked.macs < 0
+    assert masked.macs == -9 * 13 * 16 * 16
     assert sum(row.macs for row in found.operators) == by_hand
+
+
+@pytest.mark.parametrize("impl", ["fast", "reference"])
+def test_a_block_counts_the_same_however_it_is_computed(impl):
+    block = zoo.create_block("neighborhood", 16, heads=4, impl=impl)
+    found = count(copies_of(block.eval()), torch.randn(2, 16, 9, 13))
+    assert found.macs == found.second == 9 * 13 * (4 * 16 * 16 + 2 * 16 * 49)
+    options = {"position": "table", "table_size": (9, 9)}
+    block = zoo.create_block("dat", 32, impl=impl, **options).eval()
+    reference = zoo.create_block("dat", 32, impl="reference", **options).eval()
+    images = torch.randn(2, 32, 9, 9)
+    assert count(copies_of(block), images).macs == count(copies_of(reference), images).macs
+    assert block.impl == impl
 
 
 def test_activations_are_what_timm_publishes():

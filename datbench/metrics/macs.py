@@ -7,8 +7,8 @@ GroupNorm, 2 of a BatchNorm in eval, 4 per output element of bilinear sampling, 
 by its input. Other elementwise work and data movement are not. docs/macs.md has the convention.
 
 The count is that of the batch, divided by its size. Products that a module does only to mask them
-are left out: it tells their number as `excess_macs`, as neighborhood attention does, whose tiles
-see more keys than its windows.
+are left out: it tells their number as `excess_macs`. Attention of the zoo is counted as the papers
+write it, however it is computed.
 
 `macs_second_opinion` is torch's FlopCounterMode, which counts products only. Where the products of
 both are more than 2 % apart the row is flagged `macs_disagree`; operators without a rule that are
