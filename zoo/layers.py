@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -122,6 +123,13 @@ def packs(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
     )
+
+
+def in_channels_last(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Run a layer with the channels last in memory; the result lies as `x` does."""
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    out = run(channels_last)
+    return out if x is channels_last else out.contiguous()
 
 
 def init_linear(module: nn.Module) -> None:

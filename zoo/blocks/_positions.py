@@ -108,6 +108,11 @@ class WindowBias(TableBias):
         return len(self.queries[1]) + 2 * self.margins[1] + 1
 
     @property
+    def height(self) -> int:
+        """Rows of the padded table."""
+        return 2 * (len(self.queries[0]) + self.margins[0])
+
+    @property
     def worthwhile(self) -> bool:
         """Whether laying out windows costs less than it saves, against sampling the table."""
         height, width = map(len, self.queries)
@@ -118,17 +123,15 @@ class WindowBias(TableBias):
     @property
     def strip_size(self) -> int:
         """Elements of the windows of a head."""
-        height = 2 * (len(self.queries[0]) + self.margins[0])
-        return height * self.starts * strip_columns(len(self.queries[1]))
+        return self.height * self.starts * strip_columns(len(self.queries[1]))
 
     def strip(self, heads: slice, columns: slice) -> Strip:
         """Lay out the table's rows as windows; row and weight of each point's taps."""
-        height = 2 * (len(self.queries[0]) + self.margins[0])
         row, weight = self.corners
         groups, within = _groups(heads, self.heads_per_group)
         shared = len(range(self.heads_per_group)[within])
         count = heads.stop - heads.start
-        first = self._from(0, count, height * self.starts).view(-1, shared, 1, 1)
+        first = self._from(0, count, self.height * self.starts).view(-1, shared, 1, 1)
         row = (row[:, groups, None] + first).flatten(1, 2)
         weight = weight[:, groups, None].expand(-1, -1, shared, -1, -1).flatten(1, 2)
         windows = self._windows(heads, columns)
@@ -140,9 +143,8 @@ class WindowBias(TableBias):
     def _by_corner(self, row: torch.Tensor, weight: torch.Tensor) -> Strip:
         """Taps in the order of the table: the point, and the weight, of each; their edges."""
         ordered, order = row.flatten().sort()
-        height = 2 * (len(self.queries[0]) + self.margins[0])
-        corners = (height - len(self.queries[0]) + 1) * self.starts
-        first = torch.arange(row.shape[1], device=row.device) * (height * self.starts)
+        corners = (self.height - len(self.queries[0]) + 1) * self.starts
+        first = torch.arange(row.shape[1], device=row.device) * (self.height * self.starts)
         corner = torch.arange(corners, device=row.device)
         edges = torch.searchsorted(
             ordered, (first[:, None] + corner).flatten().int(), out_int32=True

@@ -18,7 +18,14 @@ from torch import nn
 from zoo.blocks import _deformable_flex, _deformable_reference
 from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias
 from zoo.chunked import Positions, attend
-from zoo.layers import ChannelNorm, checked_impl, head_scale, pointwise, resized_table
+from zoo.layers import (
+    ChannelNorm,
+    checked_impl,
+    head_scale,
+    in_channels_last,
+    pointwise,
+    resized_table,
+)
 from zoo.prepared import Prepared, kind
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -146,9 +153,7 @@ class DeformableAttention(nn.Module):
         """Attend from every pixel of `x` to its group's sampled points."""
         if self.impl == "reference":
             return _deformable_reference.attend(self, x)
-        channels_last = x.contiguous(memory_format=torch.channels_last)
-        out = self._channels_last(channels_last)
-        return out if x is channels_last else out.contiguous()
+        return in_channels_last(self._channels_last, x)
 
     def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
         """Attend, with the channels of each pixel side by side in memory."""

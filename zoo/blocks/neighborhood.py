@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from zoo.chunked import LOGITS
-from zoo.layers import Linear, checked_impl, head_scale, init_linear
+from zoo.layers import Linear, checked_impl, head_scale, in_channels_last, init_linear
 from zoo.prepared import Prepared
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -118,13 +118,14 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its neighborhood."""
-        channels_last = x.contiguous(memory_format=torch.channels_last)
+        return in_channels_last(self._channels_last, x)
+
+    def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
         h, w = x.shape[-2:]
         rows, columns = self._padded(h, w)
-        padded = channels_last
         if (rows, columns) != (h, w):
-            padded = F.pad(channels_last, (0, columns - w, 0, rows - h))
-        qkv = self.qkv(padded.permute(0, 2, 3, 1).flatten(1, 2))
+            x = F.pad(x, (0, columns - w, 0, rows - h))
+        qkv = self.qkv(x.permute(0, 2, 3, 1).flatten(1, 2))
         if self.impl == "reference":
             out = self._reference(qkv, rows, columns)
         elif qkv.device.type == "cpu" and qkv.dtype == self.rpb.dtype and Prepared.keeps(self.rpb):
@@ -134,8 +135,7 @@ class NeighborhoodAttention(nn.Module):
         out = out.unflatten(1, (rows, columns))
         if (rows, columns) != (h, w):
             out = out[:, :h, :w]
-        out = self.proj_drop(self.proj(out).permute(0, 3, 1, 2))
-        return out if x is channels_last else out.contiguous()
+        return self.proj_drop(self.proj(out).permute(0, 3, 1, 2))
 
     def _reference(self, qkv: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Attend with k x k copies of the keys and values for each query."""

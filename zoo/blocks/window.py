@@ -11,7 +11,15 @@ from einops import rearrange
 from torch import nn
 
 from zoo.chunked import LOGITS
-from zoo.layers import Linear, checked_impl, head_scale, init_linear, resized_table, sides
+from zoo.layers import (
+    Linear,
+    checked_impl,
+    head_scale,
+    in_channels_last,
+    init_linear,
+    resized_table,
+    sides,
+)
 from zoo.prepared import Prepared
 from zoo.reference import reference
 from zoo.registry import ZooError
@@ -73,9 +81,7 @@ class WindowAttention(nn.Module):
             raise ZooError(f"input is {h}x{w}, not a multiple of window={self.window}")
         if self.impl == "reference":
             return self._reference(x, self._mask(h, w, x))
-        channels_last = x.contiguous(memory_format=torch.channels_last)
-        out = self._channels_last(channels_last)
-        return out if x is channels_last else out.contiguous()
+        return in_channels_last(self._channels_last, x)
 
     def _reference(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Attend as the papers write it; `mask` (windows, m, n) is added to the logits."""
