@@ -42,6 +42,11 @@ class Positions:
         return 1
 
     @property
+    def band(self) -> int:
+        """Rows that stand together; those of a block are a multiple of it."""
+        return 1
+
+    @property
     def width(self) -> int:
         """Elements that a block needs for each of its logits."""
         return 1
@@ -192,6 +197,7 @@ def _block_size(q: torch.Tensor, keys: int, positions: Positions) -> tuple[int, 
         min(QUERIES, most // (b * keys * least)), most // (b * keys * heads), QUERIES // 4
     )
     rows = -(-h // -(-h * columns // queries))  # all blocks about alike
+    rows += -rows % positions.band
     each = max(b * keys * rows * columns / most, positions.strip_size / STRIP)
     fits = [
         share

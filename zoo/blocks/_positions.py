@@ -25,6 +25,8 @@ from zoo.sampling import Taps, crossed, gathered, neighbours, per_axis
 
 HIDDEN = 2**18  # hidden units of `LogBias` at a time
 FEW = 2**19  # logits, below which windows do not pay
+BAND = 80  # entries of a band, at most
+KEPT = 2**20  # entries of windows that are kept, at most
 Axes = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -86,9 +88,11 @@ class WindowBias(TableBias):
     Args:
         table, points, queries, prepared: as of `TableBias`.
         reach: how far a point may lie outside of the map at most, in pixels of each axis.
+        band: rows of a window that lie side by side, a divisor of h; 1 if the table learns.
     """
 
     reach: tuple[float, float] = (0.0, 0.0)
+    band: int = 1
 
     @property
     def least_heads(self) -> int:
@@ -109,8 +113,8 @@ class WindowBias(TableBias):
 
     @property
     def height(self) -> int:
-        """Rows of the padded table."""
-        return 2 * (len(self.queries[0]) + self.margins[0])
+        """Rows of the padded table at which a band can begin."""
+        return 2 * (len(self.queries[0]) + self.margins[0]) - self.band + 1
 
     @property
     def worthwhile(self) -> bool:
@@ -123,10 +127,10 @@ class WindowBias(TableBias):
     @property
     def strip_size(self) -> int:
         """Elements of the windows of a head."""
-        return self.height * self.starts * strip_columns(len(self.queries[1]))
+        return self.height * self.starts * self.band * strip_columns(len(self.queries[1]))
 
     def strip(self, heads: slice, columns: slice) -> Strip:
-        """Lay out the table's rows as windows; row and weight of each point's taps."""
+        """Lay out the table's bands as rows; row and weight of each point's taps."""
         row, weight = self.corners
         groups, within = _groups(heads, self.heads_per_group)
         shared = len(range(self.heads_per_group)[within])
@@ -155,7 +159,9 @@ class WindowBias(TableBias):
     def block(self, strip: Strip, rows: slice) -> torch.Tensor:
         """Cut the rows of each point's window out of the table."""
         windows, row, weight, *by_corner = strip
-        row = row[..., None, :] + self._from(rows.start, rows.stop, self.starts)[:, None]
+        first, last = rows.start // self.band, rows.stop // self.band
+        bands = self._from(first, last, self.band * self.starts)
+        row = row[..., None, :] + bands[:, None]
         taps = Taps(row, weight[..., None, :])
         if by_corner:
             bias = _Cut.apply(
@@ -172,7 +178,7 @@ class WindowBias(TableBias):
             device = self.points.device
             return torch.arange(start * step, stop * step, step, device=device, dtype=torch.int32)
 
-        return self.prepared(f"from {start}", make, key=(stop, step, self.points.device))
+        return self.prepared(f"from {start} by {step}", make, key=(stop, self.points.device))
 
     @functools.cached_property
     def corners(self) -> Taps:
@@ -191,11 +197,20 @@ class WindowBias(TableBias):
         return crossed(neighbours(corner), self.starts)
 
     def _windows(self, heads: slice, columns: slice) -> torch.Tensor:
+        """Bands of the table that begin at each row and column, (heads * rows * columns, band)."""
         margin_y, margin_x = self.margins
         margins = (margin_x, margin_x + 1, margin_y, margin_y + 1)
-        table = F.pad(self.table[heads].to(self.points.dtype) * LOG2E, margins)
-        seen = table[..., columns.start : columns.stop + self.starts - 1]
-        return seen.unfold(2, columns.stop - columns.start, 1).flatten(0, 2)
+
+        def make() -> torch.Tensor:
+            table = F.pad(self.table[heads].to(self.points.dtype) * LOG2E, margins)
+            seen = table[..., columns.start : columns.stop + self.starts - 1]
+            seen = seen.unfold(1, self.band, 1).unfold(2, columns.stop - columns.start, 1)
+            return seen.flatten(3).flatten(0, 2)
+
+        if self.strip_size * len(self.table) > KEPT:
+            return make()
+        key = (heads.stop, columns.stop, self.margins, self.band, *kind(self.points))
+        return self.prepared(f"windows {heads.start} {columns.start}", make, self.table, key=key)
 
 
 class _Cut(torch.autograd.Function):
@@ -328,6 +343,12 @@ class FixedBias(Positions):
         """Take the rows of the strip."""
         bias = strip[0][:, rows].permute(0, 3, 1, 2).flatten(-2) * LOG2E
         return bias.repeat(self.batch, 1, 1)
+
+
+def band_rows(h: int, w: int) -> int:
+    """Rows of a window that lie side by side: sums of few entries are slow."""
+    most = max(1, BAND // strip_columns(w))
+    return max(rows for rows in range(1, most + 1) if h % rows == 0)
 
 
 def log_spaced(delta: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from zoo.blocks import _deformable_flex, _deformable_reference
-from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias
+from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias, band_rows
 from zoo.chunked import Positions, attend
 from zoo.layers import (
     ChannelNorm,
@@ -291,7 +291,8 @@ class DeformableAttention(nn.Module):
             return LogBias(first.weight, first.bias, last.weight, points, queries)
         if self.version == 2 and self.rpe_table.shape[1:] == (2 * h - 1, 2 * w - 1):
             reach = (self._outside(h), self._outside(w))
-            windows = WindowBias(self.rpe_table, points, queries, self.prepared, reach)
+            band = 1 if torch.is_grad_enabled() else band_rows(h, w)
+            windows = WindowBias(self.rpe_table, points, queries, self.prepared, reach, band)
             if windows.worthwhile:
                 return windows
         return TableBias(self.rpe_table, points, queries, self.prepared)
