@@ -25,7 +25,7 @@ from zoo.sampling import Taps, crossed, gathered, neighbours, per_axis
 
 HIDDEN = 2**18  # hidden units of `LogBias` at a time
 FEW = 2**19  # logits, below which windows do not pay
-BAND = 80  # entries of a band, at most
+BAND = 40  # entries of a band, at most; longer ones gain nothing
 KEPT = 2**20  # entries of windows that are kept, at most
 Axes = tuple[torch.Tensor, torch.Tensor]
 
@@ -121,7 +121,7 @@ class WindowBias(TableBias):
         """Whether laying out windows costs less than it saves, against sampling the table."""
         height, width = map(len, self.queries)
         pairs = height * width * self.points.shape[1] * self.points.shape[-1]
-        size = self.strip_size * -(-width // strip_columns(width))
+        size = self.strip_size // self.band * -(-width // strip_columns(width))
         return size <= pairs and len(self.table) * pairs >= FEW
 
     @property
