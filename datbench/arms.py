@@ -27,6 +27,7 @@ class Arm:
     case: Case
     environment: Environment
     measurements: list[Measurement] = dataclasses.field(default_factory=list)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     need_mib: float = 0.0
     processes: list[Samples] = dataclasses.field(default_factory=list)
     differences: list[list[float]] = dataclasses.field(default_factory=list)
@@ -65,6 +66,11 @@ class Arm:
         """Process pairs that count."""
         both = zip(self.rounds, self.planned, strict=False)
         return sum(rounds > planned / 2 for rounds, planned in both)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether its answers are not those of eager PyTorch, so that its time says nothing."""
+        return any(w.startswith("wrong_output:") for m in self.measurements for w in m.warnings)
 
     def open_pair(self, pair: int) -> None:
         """Start counting a process pair."""

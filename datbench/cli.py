@@ -18,6 +18,7 @@ from datbench.api import choose_protocol, prepare
 from datbench.errors import UserError
 from datbench.plan import add_plugins, make_plan
 from datbench.rows import as_text
+from datbench.runtimes import RUNTIMES
 from datbench.schedule import profile_protocol
 from zoo import ZooError, detector_yaml, list_blocks
 
@@ -206,6 +207,31 @@ MODE = _all(
     ),
     OPTIMIZER,
 )
+RUNTIME = click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="RUNTIME",
+    shell_complete=lambda ctx, param, text: [
+        CompletionItem(name) for name in RUNTIMES if name.startswith(text)
+    ],
+    help="eager, compile, cudagraph, onnxruntime, openvino, torchscript or pt2; options in "
+    "brackets. Repeatable: each model under each of them.",
+)
+HALF = click.option("--half", is_flag=True, help="The same as --dtype float16.")
+FUSE = click.option(
+    "--fuse", is_flag=True, help="Fold batch norms into the convolutions before them."
+)
+SCOPE = _all(
+    click.option(
+        "--nms", is_flag=True, help="Detectors: time non-maximum suppression too, and tell it apart."
+    ),
+    click.option(
+        "--end-to-end",
+        is_flag=True,
+        help="Time from a decoded photograph to boxes or classes, and tell the parts apart.",
+    ),
+)
 WORKLOAD = _all(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     BATCH,
@@ -217,7 +243,11 @@ WORKLOAD = _all(
         help="A photograph, or 'noise'; the photographs that ultralytics ships by default.",
     ),
     ARITHMETIC,
+    HALF,
     MODE,
+    RUNTIME,
+    FUSE,
+    SCOPE,
     click.option("--tf32", is_flag=True, help="CUDA: products of float32 factors cut to 10 bits."),
     click.option(
         "--cudnn-benchmark/--no-cudnn-benchmark",
@@ -315,6 +345,12 @@ def profile(
         raise UserError("--by-module and --by-op exclude each other; give one of them")
     rigorous, budget = options.pop("rigorous"), options.pop("budget")
     counts = by_module or by_op
+    measured = [name for name in ("runtimes", "fuse", "nms", "end_to_end") if options[name]]
+    if counts and measured:
+        raise UserError(
+            "--runtime, --fuse, --nms and --end-to-end are for measuring; leave them out of a count"
+        )
+    _settle(options)
     if counts and (options["resume"] or options["form"] not in ("table", "csv", "json")):
         raise UserError("a count has no run to --resume, and is printed as table, csv or json")
     if not by_module and not by_op:
@@ -326,7 +362,7 @@ def profile(
             "--rigorous and --budget are for measuring, and so is --mode train; leave them out of "
             "a count"
         )
-    for name in ("results", "resume"):
+    for name in ("results", "resume", "runtimes", "fuse", "scope"):
         del options[name]
     _break_down(models, by_op, depth, time_modules, **options)
 
@@ -378,11 +414,12 @@ def compare(
     """Measure models against each other, interleaved, and say which differences are real."""
     from datbench.gate import Gate, failures, unjudged
 
+    _settle(options)
     if quick and rigorous:
         raise UserError("--quick and --rigorous exclude each other; give one of them")
     if quick and conditions:
         raise UserError("--fail-if needs verdicts, which --quick has not; leave one of them out")
-    if conditions and len(models) < 2:
+    if conditions and len(models) * max(1, len(options["runtimes"])) < 2:
         raise UserError("--fail-if needs a comparison; give two models or more")
     gates = [Gate.parse(text) for text in conditions]
     protocol = choose_protocol(quick, rigorous, budget, min_effect / 100)
@@ -421,6 +458,7 @@ def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
 
     if rigorous:
         raise UserError("--rigorous is for measuring models; give --pairs here")
+    _settle(options)
     protocol = calibration.protocol(pairs, options.pop("budget"))
     copies = [model] * calibration.COPIES
     plan, folder = prepare("calibrate", copies, protocol, options.pop("results"), **options)
@@ -655,6 +693,18 @@ def yolo_yaml(model: str, plugins: tuple[Path, ...]) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # ultralytics greets on stdout
         text = detector_yaml(model)
     click.echo(text, nl=False)
+
+
+def _settle(options: dict[str, Any]) -> None:
+    """Replace flags that stand for a value: --half, --nms, --end-to-end."""
+    half, nms, whole = (options.pop(name) for name in ("half", "nms", "end_to_end"))
+    if half and options["dtype"] == "bfloat16":
+        raise UserError("--half is float16; leave it or --dtype bfloat16 out")
+    if nms and whole:
+        raise UserError("--end-to-end has --nms in it; give one of them")
+    if half:
+        options["dtype"] = "float16"
+    options["scope"] = "nms" if nms else "end-to-end" if whole else "forward"
 
 
 def _measure(

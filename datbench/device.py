@@ -62,8 +62,11 @@ class Device(Protocol):
     def time(self, step: Step, iterations: int) -> Timing:
         """Run `step` so often, timing each run."""
 
-    def read(self) -> gauges.Readings:
-        """Read the gauges of what else goes on."""
+    def reference_ms(self) -> float | None:
+        """Time a small product on torch's threads; None where the device tells its clocks."""
+
+    def read(self, reference_ms: float | None = None) -> gauges.Readings:
+        """Read the gauges of what else goes on; `reference_ms` if it was just taken."""
 
     def energy_mj(self) -> int | None:
         """Millijoules that the device has used; None where it does not tell."""
@@ -187,11 +190,17 @@ class CpuDevice:
         yield from _allocated(resident, resident + peak, resident + change)
         yield Measurement("rss_peak_mib", rss / MIB)
 
-    def read(self) -> gauges.Readings:
-        """Read the host's gauges, and time a small matrix product on all threads."""
+    def reference_ms(self) -> float:
+        """Time a small matrix product on all threads."""
         with self._torch.inference_mode():
             times = self.time(lambda: self._factor.mm(self._factor), REFERENCE_RUNS).latency_ms
-        return gauges.read(reference_ms=min(times))
+        return min(times)
+
+    def read(self, reference_ms: float | None = None) -> gauges.Readings:
+        """Read the host's gauges, and the reference product unless it was just timed."""
+        if reference_ms is None:
+            reference_ms = self.reference_ms()
+        return gauges.read(reference_ms=reference_ms)
 
     def energy_mj(self) -> None:
         """Processors tell root alone."""
@@ -269,8 +278,12 @@ class CudaDevice:
         size = 2 * self._torch.cuda.get_device_properties(self.name).L2_cache_size
         return self._torch.empty(size, dtype=self._torch.int8, device=self.name)
 
-    def read(self) -> gauges.Readings:
+    def reference_ms(self) -> None:
+        """The driver tells the clocks."""
+
+    def read(self, reference_ms: float | None = None) -> gauges.Readings:
         """Read the host's gauges and the driver's."""
+        del reference_ms
         return gauges.read(self._gauge.state())
 
     def energy_mj(self) -> int | None:

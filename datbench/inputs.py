@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,12 +69,7 @@ def photographs() -> list[Path]:
 
 
 def load_input(work: Workload, task: str) -> torch.Tensor:
-    """Make the batch on the CPU, in float32.
-
-    Classifiers get the whole photograph resized, normalised by ImageNet's mean and deviation;
-    detectors get it letterboxed, from 0 to 1. Where the input has more than three channels, as
-    that of blocks has, they are neighbouring pixels of the normalised photograph. A batch takes
-    the photographs in turn.
+    """Make the batch on the CPU, in float32: noise, or photographs as `prepared` gives them.
 
     Shape: (batch_size, *work.input_shape)
     """
@@ -83,8 +79,27 @@ def load_input(work: Workload, task: str) -> torch.Tensor:
     if work.image == "noise":
         generator = torch.Generator().manual_seed(work.seed)
         return torch.randn(work.batch_size, channels, h, w, generator=generator)
-    images = [_prepared(open_image(path), task, channels, h, w) for path in _paths(work)]
+    images = [_prepared(image, task, channels, h, w) for image in opened(work)]
     return torch.stack([images[i % len(images)] for i in range(work.batch_size)])
+
+
+def opened(work: Workload) -> list[Image]:
+    """Read the photographs of a workload, as RGB."""
+    return [open_image(path) for path in _paths(work)]
+
+
+def prepared(images: Sequence[Image], work: Workload, task: str) -> Iterator[torch.Tensor]:
+    """Make what a network takes of each image of a batch, on the CPU, in float32.
+
+    Classifiers get the whole photograph resized, normalised by ImageNet's mean and deviation;
+    detectors get it letterboxed, from 0 to 1. Where the input has more than three channels, as
+    that of blocks has, they are neighbouring pixels of the normalised photograph. A batch takes
+    the photographs in turn.
+
+    Shape: `work.input_shape` each
+    """
+    for i in range(work.batch_size):
+        yield _prepared(images[i % len(images)], task, *work.input_shape)
 
 
 def load_targets(work: Workload, task: str) -> dict[str, torch.Tensor]:

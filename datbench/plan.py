@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from datbench.device import resolve_device, usable_cores
 from datbench.errors import UserError
 from datbench.inputs import check_image
-from datbench.records import Calibration, Workload
+from datbench.records import SCOPES, Calibration, Workload
+from datbench.runtimes import check_runtime, parse_runtime
 from datbench.schedule import DEFAULT, Protocol
 from zoo.names import Named, parse_name
 from zoo.plugins import load_plugin
@@ -64,6 +65,12 @@ class Case:
         return spec.task if isinstance(spec, ModelSpec) else "block"
 
     @property
+    def returns_more(self) -> bool:
+        """Whether its first tensor alone is its answer: the others are what that is made from."""
+        spec = self.named.spec
+        return isinstance(spec, ModelSpec) and spec.takes_blocks
+
+    @property
     def modules(self) -> list[str]:
         """Modules that building the model imports, those of users left out."""
         specs = (self.named.spec, self.named.block)
@@ -97,7 +104,7 @@ class Case:
             "checkpoint": _digest(self.checkpoint),
             "image": _digest(self.workload.image),
             "workload": dataclasses.asdict(self.workload),
-            "versions": versions(),
+            "versions": {**versions(), **parse_runtime(self.workload.runtime).versions()},
         }
         text = json.dumps(content, sort_keys=True)
         return "k" + hashlib.sha256(text.encode()).hexdigest()[:15]  # never reads as a number
@@ -152,6 +159,9 @@ def make_plan(
     cold_cache: bool = False,
     mode: str = "inference",
     optimizer: str | None = None,
+    runtimes: Sequence[str] = (),
+    fuse: bool = False,
+    scope: str = "forward",
     threads: int | None = None,
     seed: int = 0,
     image: str = "photo",
@@ -177,6 +187,10 @@ def make_plan(
         cold_cache: overwrite a GPU's L2 cache before each timed iteration.
         mode: "inference", or "train" for forward, loss, backward and optimiser.
         optimizer: "adamw" (the default) or "sgd" of a training step.
+        runtimes: of `datbench.runtimes`, options in brackets; "eager" by default. With several,
+            each model is a case under each of them.
+        fuse: fold batch norms into the convolutions before them.
+        scope: "forward", "nms" or "end-to-end", see `datbench.deployment`.
         threads: of one operator on the CPU; all usable cores by default.
         seed: of weights, noise and order.
         image: "photo", "noise" or a file.
@@ -210,8 +224,15 @@ def make_plan(
         raise UserError(f"{option} is for CUDA devices; the device is {where}")
     if amp and dtype == "float32":
         dtype = "bfloat16" if where == "cpu" else "float16"
-    labels = _labels([str(named) for named in names])
-    weights = _checkpoints(checkpoints, models, labels)
+    chosen = [parse_runtime(text) for text in runtimes or ("eager",)]
+    _check_scope(names, scope, mode, image)
+    bare = _labels([str(named) for named in names])
+    weights = _checkpoints(checkpoints, models, bare)
+    cells = [*itertools.product(chosen, zip(bare, names, shapes, strict=True))]
+    several = len(chosen) > 1
+    labels = [f"{label} ({how})" if several else label for how, (label, _, _) in cells]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"a runtime is given twice: {', '.join(map(str, chosen))}")
     image = image if image in ("photo", "noise") else str(Path(image).absolute())
     cases = tuple(
         Case(
@@ -229,17 +250,22 @@ def make_plan(
                 cold_cache=cold_cache,
                 mode=mode,
                 optimizer=(optimizer or OPTIMIZERS[0]) if mode == "train" else None,
+                runtime=str(how),
+                fuse=fuse,
+                scope=scope,
                 image=image,
                 threads=threads or usable_cores(),
                 seed=seed,
             ),
-            weights.get(label),
+            weights.get(own),
             files,
         )
-        for label, named, shape in zip(labels, names, shapes, strict=True)
+        for label, (how, (own, named, shape)) in zip(labels, cells, strict=True)
     )
+    for how in chosen:
+        check_runtime(how, cases[0].workload)
     compares = command != "profile"
-    against = _baseline(baseline, models, labels) if compares else None
+    against = _baseline(baseline, [*models] * len(chosen), labels) if compares else None
     shell = _shell(
         command,
         models,
@@ -255,6 +281,10 @@ def make_plan(
         channels_last=channels_last,
         mode=mode,
         optimizer=optimizer,
+        runtime=runtimes,
+        fuse=fuse,
+        nms=scope == "nms",
+        end_to_end=scope == "end-to-end",
         tf32=tf32,
         no_cudnn_benchmark=not cudnn_benchmark,
         cold_cache=cold_cache,
@@ -300,6 +330,24 @@ def _check_mode(mode: str, optimizer: str | None, dtype: str, amp: bool) -> None
         raise UserError("--optimizer is for training; add --mode train")
     if mode == "train" and dtype == "float16" and not amp:
         raise UserError("float16 weights do not train; give --amp --dtype float16, or bfloat16")
+
+
+def _check_scope(names: Sequence[Named], scope: str, mode: str, image: str) -> None:
+    if scope not in SCOPES:
+        raise UserError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
+    if scope == "forward":
+        return
+    option = f"--{scope}"
+    if mode != "inference":
+        raise UserError(f"{option} is for inference; leave --mode {mode} out")
+    if scope == "end-to-end" and image == "noise":
+        raise UserError("--end-to-end begins with a photograph; leave --image noise out")
+    for named in names:
+        spec = named.spec
+        ours = isinstance(spec, ModelSpec) and spec.takes_blocks
+        if not ours and (scope == "nms" or isinstance(spec, BlockSpec) or spec.task == "detect"):
+            can = "detectors of ultralytics" + " and classifiers" * (scope == "end-to-end")
+            raise UserError(f"{option} is for {can}; {named} is none")
 
 
 def add_plugins(plugins: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -386,9 +434,10 @@ def _find(model: str, models: Sequence[str], labels: Sequence[str], what: str) -
     if model in models:
         return labels[list(models).index(model)]
     name = str(parse_name(model))
-    if name not in labels:
+    found = next((label for label in labels if f"{label} ".startswith(f"{name} ")), None)
+    if found is None:
         raise UserError(f"{what} {model} is not among the models: {', '.join(labels)}")
-    return name
+    return found
 
 
 def _baseline(baseline: str | None, models: Sequence[str], labels: Sequence[str]) -> str:

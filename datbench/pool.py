@@ -8,8 +8,10 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import tempfile
 import types
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from datbench.counters import IMPORTS as COUNTING
@@ -44,13 +46,14 @@ class Worker:
         context: how processes are started.
         case: the model and its workload.
         timeout_s: seconds after which a silent worker counts as hung.
+        folder: shared by the workers of a run.
     """
 
-    def __init__(self, context: Any, case: Case, timeout_s: float) -> None:
+    def __init__(self, context: Any, case: Case, timeout_s: float, folder: Path) -> None:
         self._timeout_s = timeout_s
         self._pipe, theirs = multiprocessing.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, case), name=f"datbench {case.label}", daemon=True
+            target=_serve, args=(theirs, case, folder), name=f"datbench {case.label}", daemon=True
         )
         with _no_main_module():
             self._process.start()
@@ -108,6 +111,7 @@ class Pool:
             "forkserver" if "forkserver" in methods else "spawn"
         )
         self._workers: list[Worker] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="datbench-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Pool:
         """Start importing torch in the fork server."""
@@ -124,19 +128,20 @@ class Pool:
         """End all workers."""
         for worker in self._workers:
             worker.stop()
+        self._folder.cleanup()
 
     def start(self, case: Case) -> Worker:
         """Start a worker for a case; it builds nothing until asked."""
         with _environment(_variables()):
-            worker = Worker(self._context, case, self._timeout_s)
+            worker = Worker(self._context, case, self._timeout_s, Path(self._folder.name))
         self._workers.append(worker)
         return worker
 
 
-def _serve(connection: multiprocessing.connection.Connection, case: Case) -> None:
+def _serve(connection: multiprocessing.connection.Connection, case: Case, folder: Path) -> None:
     from datbench.worker import serve  # imports torch, which the parent never does
 
-    serve(connection, case)
+    serve(connection, case, folder)
 
 
 @contextlib.contextmanager

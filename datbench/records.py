@@ -15,7 +15,9 @@ from typing import Any
 
 SCHEMA = 2
 SIMULATED = "Simulated"  # how the names of devices begin that only pretend to work
-PARTS = ("forward", "backward", "optimizer")  # of a training step
+# Of a step: of one that trains, or of one that runs from a photograph to boxes.
+PARTS = ("preprocess", "forward", "backward", "optimizer", "postprocess")
+SCOPES = ("forward", "nms", "end-to-end")
 
 # The columns of a CSV report. Units stand in the names; an empty cell means not measured.
 COLUMNS = (
@@ -24,6 +26,9 @@ COLUMNS = (
     "latency_ms_median", "latency_ms_lo", "latency_ms_hi", "latency_ms_min", "latency_ms_p90",
     "latency_ms_p95", "latency_ms_p99", "host_ms_median", "throughput_img_s",
     "weights_mib", "peak_allocated_mib", "peak_reserved_mib", "process_memory_mib", "rss_peak_mib",
+    "preprocess_ms_median", "forward_ms_median", "postprocess_ms_median", "boxes_img",
+    "prepare_s", "load_s", "first_call_ms", "graph_breaks", "recompiles", "parity_abs",
+    "parity_rel",
     "samples", "pairs", "baseline", "ratio", "ratio_lo", "ratio_hi", "verdict", "flags", "error",
     "published_macs", "published_top1",
     "run_id", "key", "timestamp_utc", "datbench_version", "torch", "python", "device_name",
@@ -47,7 +52,10 @@ class Workload:
         cold_cache: overwrite a GPU's L2 cache before each timed iteration.
         mode: "inference", one forward, or "train", a step of an optimiser.
         optimizer: "adamw" or "sgd" where a model is trained, None otherwise.
-        runtime: "eager".
+        runtime: of `datbench.runtimes`, options in brackets.
+        fuse: batch norms folded into the convolutions before them.
+        scope: "forward", "nms" for the forward and non-maximum suppression, or "end-to-end" from
+            a decoded photograph to its boxes or classes.
         image: "photo" for the photographs that ultralytics ships, "noise", or a file's path.
         threads: that one operator may use on the CPU.
         seed: of weights and noise.
@@ -65,6 +73,8 @@ class Workload:
     mode: str = "inference"
     optimizer: str | None = None
     runtime: str = "eager"
+    fuse: bool = False
+    scope: str = "forward"
     image: str = "photo"
     threads: int = 1
     seed: int = 0
@@ -82,12 +92,14 @@ class Workload:
 
     @property
     def execution(self) -> str:
-        """Its runtime, with "-channels-last" behind it where memory is laid out so."""
-        return f"{self.runtime}-channels-last" if self.channels_last else self.runtime
+        """Its runtime, with "-fused" and "-channels-last" behind it where that holds."""
+        return f"{self.runtime}{'-fused' * self.fuse}{'-channels-last' * self.channels_last}"
 
     @property
     def step(self) -> str:
-        """Its mode, with the optimiser behind it where there is one."""
+        """Its mode, with the optimiser behind it where there is one; its scope if not a forward."""
+        if self.scope != "forward":
+            return self.scope
         return f"{self.mode}-{self.optimizer}" if self.optimizer else self.mode
 
 
@@ -190,6 +202,7 @@ class Record:
         finished: whether all was measured that was planned; None where it is not known.
         spent_s: seconds that went into the model, by what they went into.
         calibration: of this machine, where there is one.
+        facts: how its runtime ran it, e.g. the opset of a file, or reasons of graph breaks.
     """
 
     run_id: str
@@ -215,6 +228,7 @@ class Record:
     finished: bool | None = None
     spent_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA
 
     @functools.cached_property

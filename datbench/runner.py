@@ -121,6 +121,7 @@ class Run:
                 continue
             self._check_origin(record, arm.environment)
             arm.environment = record.environment
+            arm.facts = dict(record.facts)
             arm.measurements = [m for m in record.measurements if m.name not in timed]
             arm.need_mib = need_mib(arm.measurements)
             arm.spent_s.update(record.spent_s)
@@ -241,6 +242,7 @@ class Run:
             self.health = worker.ask("health")
             if not arm.measurements:
                 worker.ask("build")
+                arm.facts = worker.ask("how")
                 arm.measurements = worker.ask("metrics")
                 arm.need_mib = need_mib(arm.measurements)
         worker.stop()
@@ -284,7 +286,7 @@ class Run:
 
     def _look(self) -> bool:
         """Take verdicts; tell whether every comparison that goes on has one."""
-        compared = [arm for arm in self._challengers() if len(arm.pairs) >= FEWEST_PAIRS]
+        compared = [arm for arm in self._judged() if len(arm.pairs) >= FEWEST_PAIRS]
         min_effect = self.plan.protocol.min_effect
         decisions = decide([arm.pairs for arm in compared], LOOK_LEVEL, min_effect)
         for arm, decision in zip(compared, decisions, strict=True):
@@ -299,6 +301,12 @@ class Run:
         if self.plan.baseline is None:
             return []
         return [arm for arm in self.alive if arm.record is None and not self._is_baseline(arm)]
+
+    def _judged(self) -> list[Arm]:
+        """Challengers that get a verdict: both they and the baseline give the right answers."""
+        if any(arm.wrong for arm in self.arms if self._is_baseline(arm)):
+            return []
+        return [arm for arm in self._challengers() if not arm.wrong]
 
     def _comparison(self, arm: Arm) -> Comparison | None:
         pairs = [d for d in arm.differences if d]
@@ -339,6 +347,7 @@ class Run:
             finished=finished or arm.error is not None,
             spent_s=dict(arm.spent_s),
             calibration=self.plan.calibration,
+            facts=dict(arm.facts),
             **case.published,
         )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datbench.inputs import load_targets
+from datbench.parts import PartedStep
 from datbench.plan import Case
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LEARNING_RATE = 1e-7
 MOMENTUM = 0.9  # of SGD
 
 
-class TrainStep:
+class TrainStep(PartedStep):
     """Trains a model on one batch, over and over.
 
     Args:
@@ -33,9 +34,9 @@ class TrainStep:
         mark: notes the time at this point of the device's work.
         backward: goes back from the loss, by autograd's engine.
         to: moves a target to the device of the inputs.
-
-    `marks` collects four of them for each step: its start and the end of each of `PARTS`.
     """
+
+    parts = ("forward", "backward", "optimizer")
 
     def __init__(
         self,
@@ -50,12 +51,12 @@ class TrainStep:
     ) -> None:
         import torch
 
+        super().__init__(mark)
         work = case.workload
         to = to or (lambda tensor: tensor.to(inputs.device))
         self._backward = backward or torch.Tensor.backward
         self.targets = {name: to(t) for name, t in load_targets(work, case.task).items()}
-        self.marks: list[tuple[Any, ...]] = []
-        self._autocast, self._mark = autocast, mark
+        self._autocast = autocast
         self._loss = _detection_loss if case.task == "detect" else _loss
         self._model, self._inputs = model, inputs
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -75,7 +76,7 @@ class TrainStep:
         Returns:
             The loss, a scalar.
         """
-        mark = self._mark
+        mark = self.mark
         started = mark()
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -102,7 +103,7 @@ def _loss(model: nn.Module, inputs: torch.Tensor, targets: dict[str, torch.Tenso
     """Cross-entropy of each output that can be logits, or else the mean square of all outputs."""
     import torch.nn.functional as F
 
-    from datbench.trial import tensors_of
+    from datbench.outputs import tensors_of
 
     outputs = [y for y in tensors_of(model(inputs)) if y.requires_grad]
     logits = [y for y in outputs if y.ndim == 2 and len(y) == len(inputs)]

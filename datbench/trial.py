@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datbench.deployment import DeployedStep
 from datbench.device import Device, open_device
 from datbench.inputs import load_input
+from datbench.outputs import answers, check_output, parity
+from datbench.parts import PartedStep
 from datbench.plan import Case
-from datbench.records import PARTS
+from datbench.records import Measurement
+from datbench.runtimes import Program, Running, parse_runtime
 from datbench.training import TrainStep
 
 if TYPE_CHECKING:
@@ -28,6 +32,10 @@ class Trial:
         inputs: (b, c, h, w) on the device.
         step: runs one forward and returns its output, or trains for one step and returns the loss.
         device: clock and gauges.
+        facts: how its runtime runs it.
+        measurements: of making it ready, and how far its answers are from those of eager PyTorch.
+        allocates: whether torch's allocator sees what a step allocates.
+        own_threads: whether it computes on other threads than torch's.
     """
 
     case: Case
@@ -35,42 +43,50 @@ class Trial:
     inputs: torch.Tensor
     step: Callable[[], Any]
     device: Device
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
+    allocates: bool = True
+    own_threads: bool = False
 
     def resident_bytes(self) -> int:
         """Bytes of the tensors that stay between two steps."""
         kept = [*self.model.parameters(), *self.model.buffers(), self.inputs]
-        kept += self.step.resident() if isinstance(self.step, TrainStep) else []
+        kept += self.step.resident() if isinstance(self.step, PartedStep) else []
         return sum(tensor.nbytes for tensor in kept)
 
     def forget_parts(self) -> None:
         """Drop the marks of the steps so far."""
-        if isinstance(self.step, TrainStep):
+        if isinstance(self.step, PartedStep):
             self.step.marks.clear()
 
     def parts_ms(self) -> dict[str, list[float]]:
-        """Milliseconds of the parts of each training step since `forget_parts`; else nothing."""
-        if not isinstance(self.step, TrainStep):
+        """Milliseconds of the parts of each step since `forget_parts`; nothing if it has none."""
+        if not isinstance(self.step, PartedStep):
             return {}
         marks = self.step.marks
         return {
             part: self.device.between([(mark[i], mark[i + 1]) for mark in marks])
-            for i, part in enumerate(PARTS)
+            for i, part in enumerate(self.step.parts)
         }
 
 
-class BadOutput(Exception):
-    """A forward that gives no finite numbers; there is no point in timing it."""
-
-
-def build_trial(case: Case) -> Trial:
+def build_trial(case: Case, folder: Path | None = None) -> Trial:
     """Build the model with seeded weights, put it on the device, and run it once.
 
+    Another runtime than eager is made ready after that, and must give the same answers.
+
+    Args:
+        case: what is asked for.
+        folder: where processes of one run find what others have exported or compiled.
     Raises:
-        BadOutput: the output holds no tensor, or it or the loss holds NaN or infinity.
+        BadOutput: the output holds no tensor, or it or the loss holds NaN or infinity; or tensors
+            of a runtime have other shapes.
+        ExportFailed: a runtime cannot run the model.
         ZooError: the model cannot be built, or a block changes the shape.
     """
     import torch
 
+    from zoo.fusing import fuse
     from zoo.layers import check_shape
 
     work = case.workload
@@ -80,58 +96,46 @@ def build_trial(case: Case) -> Trial:
     dtype = getattr(torch, work.dtype)
     layout = torch.channels_last if work.channels_last else torch.contiguous_format
     weights = torch.float32 if work.amp else dtype
+    example = load_input(work, case.task)
+    fused = fuse(model, example[:1]) if work.fuse else None
     model = model.to(device.name, weights).to(memory_format=layout)
-    inputs = load_input(work, case.task).to(device.name, weights).contiguous(memory_format=layout)
-
-    def autocast() -> Any:
-        return _autocast(device, dtype, work.amp)
-
-    def infer() -> Any:
-        with torch.inference_mode(), autocast():
-            return model(inputs)
-
-    output = infer()
+    inputs = example.to(device.name, weights).contiguous(memory_format=layout)
+    program = Program(model, inputs, work, folder, case.key, case.returns_more)
+    output = program.eager()
     check_output(output)
     if case.task == "block":
         check_shape(case.named.spec.name, inputs, output)
-    if work.mode == "inference":
-        return Trial(case, model, inputs, infer, device)
-    step = TrainStep(case, model.train(), inputs, autocast, device.mark)
-    check_output(step())
-    return Trial(case, model, inputs, step, device)
+    if work.mode == "train":
+        step = TrainStep(case, model.train(), inputs, program.autocast, device.mark)
+        check_output(step())
+        return Trial(case, model, inputs, step, device)
+    return _running(case, program, output, device, {} if fused is None else {"fused": fused})
 
 
-def check_output(output: Any) -> None:
-    """Refuse an output without finite tensors.
-
-    Raises:
-        BadOutput: says what it holds instead.
-    """
-    tensors = list(tensors_of(output))
-    if not tensors:
-        raise BadOutput(f"the model returned {type(output).__name__} without a tensor")
-    for tensor in tensors:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise BadOutput(f"the output {tuple(tensor.shape)} holds NaN or infinity")
-
-
-def tensors_of(output: Any) -> Iterator[torch.Tensor]:
-    """Tensors in an output: itself, or inside lists, dictionaries and dataclasses."""
-    import torch
-
-    if torch.is_tensor(output):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors_of(value)
-    elif dataclasses.is_dataclass(output):
-        yield from tensors_of(vars(output))
-
-
-def _autocast(device: Device, dtype: torch.dtype, on: bool) -> Any:
-    import torch
-
-    return torch.autocast(device.name.partition(":")[0], dtype) if on else contextlib.nullcontext()
+def _running(
+    case: Case, program: Program, output: Any, device: Device, facts: Mapping[str, Any]
+) -> Trial:
+    """Start the runtime of a case, and compare its answers with an output of eager PyTorch."""
+    work = case.workload
+    chosen = parse_runtime(work.runtime)
+    running: Running = chosen.make().start(program)
+    measured = list(running.measurements)
+    if chosen.spec.name != "eager":
+        found = running.outputs(running.step())
+        expected = answers(output, program.first)
+        measured += parity(expected, found, work.dtype, work.tf32).measurements()
+    step: Callable[[], Any] = running.step
+    if work.scope != "forward":
+        step = DeployedStep(case, program.inputs, running, device.mark)
+        measured += step.measurements()
+    return Trial(
+        case,
+        program.model,
+        program.inputs,
+        step,
+        device,
+        {**facts, **running.facts},
+        measured,
+        running.allocates,
+        running.own_threads,
+    )

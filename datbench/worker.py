@@ -13,25 +13,32 @@ import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from datbench.counters import Count, built_from, count
 from datbench.device import Device, open_device
+from datbench.errors import UserError
 from datbench.metrics import METRICS
 from datbench.metrics.latency import ModuleTimes, Slot, Warmup, time_modules, time_slot, warm_up
+from datbench.outputs import BadOutput
 from datbench.plan import Case
 from datbench.records import Measurement
-from datbench.trial import BadOutput, Trial, build_trial
+from datbench.runtimes import ExportFailed
+from datbench.trial import Trial, build_trial
 from zoo import ZooError
 
 
-def serve(connection: Connection, case: Case) -> None:
-    """Answer requests on `connection` until its other end is closed."""
+def serve(connection: Connection, case: Case, folder: Path) -> None:
+    """Answer requests on `connection` until its other end is closed.
+
+    `folder` is where workers of one run find what others have exported or compiled.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.dup2(2, 1)  # stdout is for the parent's table alone
-    answers = Answers(case)
+    answers = Answers(case, folder)
     while True:
         try:
             name, arguments = connection.recv()
@@ -44,7 +51,7 @@ def answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str
     """Call a function; tell what went wrong in one line, and bugs with their traceback too."""
     try:
         return "ok", function(**arguments)
-    except (ZooError, BadOutput) as error:
+    except (ZooError, UserError, BadOutput, ExportFailed) as error:
         return "fault", str(error)
     except Exception as error:  # noqa: BLE001 - a model may raise anything; it must not end the run
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
@@ -64,10 +71,11 @@ class Answers:
 
     Args:
         case: the model and its workload.
+        folder: shared by the workers of a run.
     """
 
-    def __init__(self, case: Case) -> None:
-        self._case = case
+    def __init__(self, case: Case, folder: Path) -> None:
+        self._case, self._folder = case, folder
         self._trial: Trial  # from `build` on
         gc.disable()
         gc.freeze()  # what the fork server imported; looking through it would copy its pages
@@ -78,7 +86,7 @@ class Answers:
 
     def build(self) -> None:
         """Build the trial; whatever is wrong with the model shows here."""
-        self._trial = build_trial(self._case)
+        self._trial = build_trial(self._case, self._folder)
         gc.collect()
 
     def facts(self) -> dict[str, Any]:
@@ -116,10 +124,15 @@ class Answers:
         trial.step()
         return self._device.peaks()
 
+    def how(self) -> dict[str, Any]:
+        """Return how the runtime runs the model."""
+        return dict(self._trial.facts)
+
     def metrics(self) -> list[Measurement]:
         """Return everything that is not timed."""
         specs = sorted(METRICS.values(), key=lambda spec: spec.order)
-        return [found for spec in specs for found in spec.load()(self._trial)]
+        known = list(self._trial.measurements)
+        return known + [found for spec in specs for found in spec.load()(self._trial)]
 
     def count(self, fuse: bool) -> Count:
         """Count multiply-adds of a model that need not be built; works before `build`."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 WARMUP_MOST_S = 20.0
 STEADY = 0.05  # relative difference between the fastest of the last and the previous blocks
 BLOCKS, BLOCK_MS = 2, 20.0  # blocks that are compared; milliseconds of each, or one iteration
+SPUN_S = 0.02  # after which torch's threads no longer spin where a runtime has its own
 MODULE_STEPS, MODULE_S = (10, 200), 5.0  # steps with marks, at least and at most; seconds
 NOISY = 0.10  # width of the interval relative to the median
 
@@ -129,15 +130,19 @@ def time_slot(trial: Trial, iterations: int, switched: bool = True) -> Slot:
         switched: whether another model ran before; if not, one untimed iteration less will do.
     """
     device = trial.device
+    reference_ms = None
+    if trial.own_threads:
+        reference_ms = device.reference_ms()
+        time.sleep(SPUN_S)
     least, least_s = device.switch_steps - (not switched), device.switch_s if switched else 0.0
     start, steps = time.monotonic(), 0
     while steps < least or time.monotonic() - start < least_s:
         trial.step()
         steps += 1
-    before = device.read()  # of a GPU: while it still works
+    before = device.read(reference_ms)  # of a GPU: while it still works
     trial.forget_parts()
     timing = device.time(trial.step, iterations)
-    after = device.read()
+    after = device.read(reference_ms)
     return Slot(timing.latency_ms, timing.host_ms, before, after, trial.parts_ms())
 
 

@@ -8,6 +8,9 @@ was above what was alive before. `peak_reserved_mib`: what that allocator had ta
 device (CUDA). `process_memory_mib`: what the driver counts for the process, CUDA's context
 included. `rss_peak_mib`: peak resident memory of the worker process during the step (Linux), with
 torch itself.
+
+Of a runtime that takes its memory elsewhere than from torch, `peak_allocated_mib` and what goes
+with it are not known; `rss_peak_mib` and `process_memory_mib` then hold the model twice.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from datbench.metrics import metric
 from datbench.records import Measurement
 from datbench.trial import Trial
 
+ALLOCATED = (
+    "allocated_before_mib", "peak_allocated_mib", "activations_mib", "allocated_after_mib",
+)  # fmt: skip
+
 
 @metric("memory", order=1)
 def memory(trial: Trial) -> Iterator[Measurement]:
@@ -27,4 +34,6 @@ def memory(trial: Trial) -> Iterator[Measurement]:
     yield Measurement("weights_mib", sum(t.nbytes for t in weights) / MIB)
     trial.step()
     trial.forget_parts()
-    yield from trial.device.memory(trial.step, trial.resident_bytes())
+    for found in trial.device.memory(trial.step, trial.resident_bytes()):
+        if trial.allocates or found.name not in ALLOCATED:
+            yield found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from datbench.advice import advice
 from datbench.records import Record
@@ -16,6 +16,8 @@ def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]
             yield f"{record.model} failed: {record.error}"
         for warning in record.all_warnings:
             yield f"{record.model}: {warning}"
+        if record.facts:
+            yield f"{record.model}: {ran(record)}"
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record.run_id, []).append(record)
@@ -34,7 +36,7 @@ def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]
 
 def verdicts(records: Sequence[Record]) -> str:
     """Sum up the comparisons of one run, or say why they have no verdict."""
-    compared = [r.comparison for r in records if r.comparison]
+    compared = [r.comparison for r in records if r.comparison and "wrong_output" not in r.flags]
     if any(comparison.verdict is None for comparison in compared):
         pairs = max(int(record.values.get("pairs") or 0) for record in records)
         return (
@@ -44,6 +46,28 @@ def verdicts(records: Sequence[Record]) -> str:
             else f"No verdict: {pairs} process pairs are too few."
         )
     return standing(records) if len(compared) > 1 else ""
+
+
+def ran(record: Record) -> str:
+    """Tell how a runtime ran a model, what getting there took, and how right its answers were."""
+    facts, values = record.facts, record.values
+    told = [f"{name} {_fact(value)}" for name, value in facts.items() if value not in (None, {}, [])]
+    for name, what, unit in (
+        ("prepare_s", "made ready in", "s"),
+        ("load_s", "loaded in", "s"),
+        ("first_call_ms", "first call", "ms"),
+    ):
+        if values.get(name) is not None:
+            told.append(f"{what} {rounded(values[name])} {unit}")
+    if (apart := values.get("parity_rel")) is not None:
+        told.append(f"off from eager by {apart:.1e} of a channel ({values['parity_abs']:.1e})")
+    return ", ".join(told)
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} ({count})" for key, count in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def standing(records: Sequence[Record]) -> str:

@@ -77,6 +77,8 @@ class DeformableAttention(nn.Module):
         where the formula divides by that side minus one.
     """
 
+    portable_impl = "reference"
+
     def __init__(
         self,
         dim: int,
@@ -151,7 +153,7 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its group's sampled points."""
-        if self.impl == "reference":
+        if self.impl == "reference" or torch.onnx.is_in_onnx_export():
             return _deformable_reference.attend(self, x)
         return in_channels_last(self._channels_last, x)
 

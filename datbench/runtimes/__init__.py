@@ -1,0 +1,256 @@
+"""One runtime per file: how a built model is run, by PyTorch or by what it was exported to.
+
+A runtime is a class under `@runtime(name, ...)`. Its `start` takes a `Program` and returns what
+runs it. Those with a `form` write that kind of file first and load it again, see `Exported`;
+processes of one run share the file. Options stand in brackets: `compile[mode=max_autotune]`.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datbench.errors import UserError
+from datbench.records import Measurement, Workload
+from zoo.names import parse_options
+from zoo.registry import Registry, Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeSpec(Spec):
+    """A runtime.
+
+    Args:
+        order: the lower stands further left in a matrix.
+        device: "cpu" or "cuda" if it runs nowhere else.
+        needs: modules that it imports beside torch.
+        extra: of datbench, that installs those.
+        form: kind of file that it runs; "" if it runs the model itself.
+        suffix: of that file.
+    """
+
+    order: int
+    device: str = ""
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    form: str = ""
+    suffix: str = ""
+
+    def missing(self) -> str:
+        """Say what must be installed first; "" if all is there."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if not absent:
+            return ""
+        verb = "is" if len(absent) == 1 else "are"
+        return f"{' and '.join(absent)} {verb} not installed; pip install 'datbench[{self.extra}]'"
+
+
+RUNTIMES: Registry[RuntimeSpec] = Registry("runtime", "datbench.runtimes", "runtime", RuntimeSpec)
+runtime = RUNTIMES.register
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a runtime is given to run.
+
+    Args:
+        model: built, in eval mode, on the device.
+        inputs: (b, c, h, w) there; a runtime reads them anew in each step.
+        work: the workload.
+        folder: where processes of a run find each other's files; None for a process alone.
+        key: names those files.
+        first: whether only the first tensor that the model returns is its answer, as of
+            ultralytics' detectors, whose heads return what they made it from too.
+    """
+
+    model: nn.Module
+    inputs: torch.Tensor
+    work: Workload
+    folder: Path | None = None
+    key: str = "model"
+    first: bool = False
+
+    def autocast(self) -> Any:
+        """The context of its arithmetic."""
+        import torch
+
+        kind = self.work.device.partition(":")[0]
+        dtype = getattr(torch, self.work.dtype)
+        return torch.autocast(kind, dtype) if self.work.amp else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """The context of a forward: that of its arithmetic, and without gradients."""
+        import torch
+
+        with torch.inference_mode(), self.autocast():
+            yield
+
+    def eager(self) -> Any:
+        """Run the model as it is written."""
+        with self.context():
+            return self.model(self.inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A program that runs.
+
+    Args:
+        step: reads the inputs, computes, and returns the outputs in some form.
+        outputs: gives what `step` returned as tensors.
+        facts: what a reader must know of how it runs.
+        measurements: of getting there.
+        allocates: whether torch's allocator sees what a step allocates.
+        own_threads: whether it computes on other threads than torch's.
+    """
+
+    step: Callable[[], Any]
+    outputs: Callable[[Any], Sequence[torch.Tensor]]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
+    allocates: bool = True
+    own_threads: bool = False
+
+
+class Runtime(abc.ABC):
+    """Runs models."""
+
+    @abc.abstractmethod
+    def start(self, program: Program) -> Running:
+        """Make a program ready to run."""
+
+
+class ExportFailed(Exception):
+    """A model that cannot be exported or loaded; names operator and module where they are known."""
+
+
+class Exported(Runtime):
+    """Runs a file that a model was exported to."""
+
+    suffix: str
+
+    @abc.abstractmethod
+    def export(self, program: Program, file: Path) -> Mapping[str, Any]:
+        """Write a file.
+
+        Returns:
+            What a reader must know of it.
+        Raises:
+            ExportFailed: the model cannot be exported.
+        """
+
+    @abc.abstractmethod
+    def load(self, program: Program, file: Path) -> Running:
+        """Read a file and make it ready to run."""
+
+    def start(self, program: Program) -> Running:
+        """Export, unless another process of the run has, and load."""
+        with contextlib.ExitStack() as stack:
+            folder = program.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            file = folder / f"{program.key}{self.suffix}"
+            facts: Mapping[str, Any] = {}
+            measured = []
+            if not file.exists():
+                began = time.perf_counter()
+                facts = self.export(program, file)
+                measured.append(Measurement("prepare_s", time.perf_counter() - began))
+            began = time.perf_counter()
+            running = self.load(program, file)
+            measured.append(Measurement("load_s", time.perf_counter() - began))
+        return dataclasses.replace(
+            running,
+            facts={**facts, **running.facts},
+            measurements=(*measured, *running.measurements),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A runtime as a user names it.
+
+    Args:
+        spec: what is known of it.
+        options: for its class.
+    """
+
+    spec: RuntimeSpec
+    options: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """The name, with options in brackets."""
+        given = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
+        return f"{self.spec.name}[{given}]" if given else self.spec.name
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what it needs beside torch."""
+        if not self.spec.needs:
+            return {}
+        homes = importlib.metadata.packages_distributions()
+        return {
+            home: importlib.metadata.version(home)
+            for name in self.spec.needs
+            for home in homes.get(name, ())  # onnxruntime comes with onnxruntime-gpu too
+        }
+
+    def make(self) -> Runtime:
+        """Make the runtime.
+
+        Raises:
+            UserError, ZooError: an option has a value that cannot work.
+        """
+        return self.spec.load()(**self.options)
+
+
+@functools.cache
+def parse_runtime(text: str) -> Chosen:
+    """Read a name such as "compile" or "compile[mode=max_autotune,dynamic=True]".
+
+    Raises:
+        ZooError: there is no such runtime or option.
+    """
+    name, bracket, rest = text.strip().partition("[")
+    spec = RUNTIMES[name]
+    if bracket and not rest.endswith("]"):
+        raise UserError(f"cannot read runtime {text!r}; write it like compile[dynamic=True]")
+    options = parse_options(rest.removesuffix("]"), text)
+    spec.check_options(options)
+    return Chosen(spec, options)
+
+
+def check_runtime(chosen: Chosen, work: Workload) -> None:
+    """Refuse a workload that a runtime cannot run, before anything is built.
+
+    Raises:
+        UserError: says what would work.
+    """
+    name, spec = chosen.spec.name, chosen.spec
+    kind = work.device.partition(":")[0]
+    if missing := spec.missing():
+        raise UserError(f"runtime {name}: {missing}")
+    if spec.device and kind != spec.device:
+        raise UserError(f"runtime {name} is for --device {spec.device}; the device is {work.device}")
+    if name != "eager" and work.mode != "inference":
+        raise UserError(f"runtime {name} is for inference; training steps run with --runtime eager")
+    if spec.form and work.amp:
+        raise UserError(
+            f"runtime {name} runs what was exported, which has no autocast: leave --amp out, or "
+            "give --dtype float16 or bfloat16"
+        )
+    if spec.form and work.channels_last:
+        raise UserError(
+            f"runtime {name} lays memory out as it sees fit; leave --channels-last out"
+        )
