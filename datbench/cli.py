@@ -224,7 +224,9 @@ FUSE = click.option(
 )
 SCOPE = _all(
     click.option(
-        "--nms", is_flag=True, help="Detectors: time non-maximum suppression too, and tell it apart."
+        "--nms",
+        is_flag=True,
+        help="Detectors: time non-maximum suppression too, and tell it apart.",
     ),
     click.option(
         "--end-to-end",
@@ -684,6 +686,104 @@ def verify(pattern: str, against: Path | None, number: int | None, seed: int, fo
         sys.exit(FAILED)
 
 
+@cli.command()
+@click.argument("patterns", nargs=-1)
+@RUNTIME
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@BATCH
+@SHAPE
+@ARITHMETIC
+@HALF
+@FUSE
+@PLUGIN
+@FORMAT
+def exportability(
+    patterns: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    plugins: tuple[Path, ...],
+    form: str,
+    **options: Any,
+) -> None:
+    """Try each model that matches PATTERNS under each runtime; hold its answers against eager's.
+
+    Patterns are names or, quoted, 'dat*', 'yolov8n+*', 'block:*'; without one, the whole zoo.
+    Exit status 1 if one is wrong or fails.
+    """
+    from datbench import exportability as exporting
+
+    _settle(options)
+    add_plugins(plugins)
+    models = list(dict.fromkeys(m for p in patterns or "*" for m in exporting.models_of(p)))
+    tried = exporting.runtimes_for(options["device"], runtimes)
+    cases = exporting.cases_of(models, tried, plugins=plugins, **options)
+    with _progress() as progress:
+        found, interrupted = _until_interrupted(exporting.survivals(cases, progress), len(cases))
+    if form == "table":
+        _stdout().print(exporting.show(found))
+    else:
+        rows = [entry.row() for entry in found]
+        click.echo(as_text(rows, form, exporting.COLUMNS), nl=False)
+    if interrupted:
+        sys.exit(INTERRUPTED)
+    if any(entry.verdict != exporting.WORKS for entry in found):
+        sys.exit(FAILED)
+
+
+@cli.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["onnx", "openvino", "torchscript", "pt2"]),
+    help="Kind of file; by the suffix of FILE if left out.",
+)
+@click.option("--opset", type=click.IntRange(1), help="Of ONNX; torch's choice by default.")
+@BATCH
+@SHAPE
+@ARITHMETIC
+@HALF
+@FUSE
+@click.option("--checkpoint", metavar="FILE", help="Weights, as safetensors or a state dict.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
+@PLUGIN
+def export(
+    model: str,
+    file: Path,
+    form: str | None,
+    opset: int | None,
+    checkpoint: str | None,
+    **options: Any,
+) -> None:
+    """Write MODEL to FILE, its shapes fixed, and check what was written against eager PyTorch.
+
+    FILE is there only if it gives the same answers. OpenVINO's weights go beside it.
+    """
+    from datbench import exportability as exporting
+    from datbench.reports import check_output
+
+    _settle(options)
+    runtime = exporting.runtime_of(form, file, opset)
+    check_output(file, among=[file.suffix[1:]])
+    plan = make_plan(
+        [model],
+        command="profile",
+        device="cpu",
+        runtimes=[runtime],
+        checkpoints=[checkpoint] if checkpoint else [],
+        **options,
+    )
+    with _progress() as progress:
+        progress(f"{model} to {file.name}", 0.0)
+        found = exporting.export(plan.cases[0], file)
+    if found.verdict != exporting.WORKS:
+        raise click.ClickException(f"{model} {found.verdict}: {found.reason}; nothing was written")
+    click.echo(
+        f"Wrote {file}: as eager within {found.relative:.1e} of the largest magnitude of a channel "
+        f"(at most {found.absolute:.1e})"
+    )
+
+
 @cli.command("yolo-yaml")
 @click.argument("model", shell_complete=complete_model)
 @PLUGIN
@@ -697,7 +797,7 @@ def yolo_yaml(model: str, plugins: tuple[Path, ...]) -> None:
 
 def _settle(options: dict[str, Any]) -> None:
     """Replace flags that stand for a value: --half, --nms, --end-to-end."""
-    half, nms, whole = (options.pop(name) for name in ("half", "nms", "end_to_end"))
+    half, nms, whole = (options.pop(name, False) for name in ("half", "nms", "end_to_end"))
     if half and options["dtype"] == "bfloat16":
         raise UserError("--half is float16; leave it or --dtype bfloat16 out")
     if nms and whole:

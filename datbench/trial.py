@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datbench.deployment import DeployedStep
 from datbench.device import Device, open_device
 from datbench.inputs import load_input
-from datbench.outputs import answers, check_output, parity
+from datbench.outputs import Parity, answers, check_output, parity
 from datbench.parts import PartedStep
 from datbench.plan import Case
 from datbench.records import Measurement
@@ -20,6 +20,8 @@ from datbench.training import TrainStep
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+SHAKEN = 0.02  # standard deviation of the noise on parameters that are all alike
 
 
 @dataclasses.dataclass
@@ -36,6 +38,7 @@ class Trial:
         measurements: of making it ready, and how far its answers are from those of eager PyTorch.
         allocates: whether torch's allocator sees what a step allocates.
         own_threads: whether it computes on other threads than torch's.
+        parity: of its answers with those of eager PyTorch; None if it is that.
     """
 
     case: Case
@@ -47,6 +50,7 @@ class Trial:
     measurements: Sequence[Measurement] = ()
     allocates: bool = True
     own_threads: bool = False
+    parity: Parity | None = None
 
     def resident_bytes(self) -> int:
         """Bytes of the tensors that stay between two steps."""
@@ -70,7 +74,7 @@ class Trial:
         }
 
 
-def build_trial(case: Case, folder: Path | None = None) -> Trial:
+def build_trial(case: Case, folder: Path | None = None, *, shaken: bool = False) -> Trial:
     """Build the model with seeded weights, put it on the device, and run it once.
 
     Another runtime than eager is made ready after that, and must give the same answers.
@@ -78,38 +82,68 @@ def build_trial(case: Case, folder: Path | None = None) -> Trial:
     Args:
         case: what is asked for.
         folder: where processes of one run find what others have exported or compiled.
+        shaken: whether to shake the weights, see `shake`.
     Raises:
         BadOutput: the output holds no tensor, or it or the loss holds NaN or infinity; or tensors
             of a runtime have other shapes.
         ExportFailed: a runtime cannot run the model.
         ZooError: the model cannot be built, or a block changes the shape.
     """
-    import torch
-
-    from zoo.fusing import fuse
     from zoo.layers import check_shape
 
-    work = case.workload
-    device = open_device(work)
-    torch.manual_seed(work.seed)
-    model = case.build().eval()
-    dtype = getattr(torch, work.dtype)
-    layout = torch.channels_last if work.channels_last else torch.contiguous_format
-    weights = torch.float32 if work.amp else dtype
-    example = load_input(work, case.task)
-    fused = fuse(model, example[:1]) if work.fuse else None
-    model = model.to(device.name, weights).to(memory_format=layout)
-    inputs = example.to(device.name, weights).contiguous(memory_format=layout)
-    program = Program(model, inputs, work, folder, case.key, case.returns_more)
+    device = open_device(case.workload)
+    program, fused = build_program(case, device, folder, shaken=shaken)
     output = program.eager()
     check_output(output)
     if case.task == "block":
-        check_shape(case.named.spec.name, inputs, output)
-    if work.mode == "train":
-        step = TrainStep(case, model.train(), inputs, program.autocast, device.mark)
+        check_shape(case.named.spec.name, program.inputs, output)
+    if case.workload.mode == "train":
+        model = program.model.train()
+        step = TrainStep(case, model, program.inputs, program.autocast, device.mark)
         check_output(step())
-        return Trial(case, model, inputs, step, device)
+        return Trial(case, model, program.inputs, step, device)
     return _running(case, program, output, device, {} if fused is None else {"fused": fused})
+
+
+def build_program(
+    case: Case, device: Device, folder: Path | None = None, *, shaken: bool = False
+) -> tuple[Program, int | None]:
+    """Build the model with seeded weights, and put it and its input on the device.
+
+    Returns:
+        What a runtime takes; how many batch norms were folded, None if that was not asked for.
+    """
+    import torch
+
+    from zoo.fusing import fuse
+
+    work = case.workload
+    torch.manual_seed(work.seed)
+    model = case.build().eval()
+    if shaken:
+        shake(model, work.seed)
+    example = load_input(work, case.task)
+    fused = fuse(model, example[:1]) if work.fuse else None
+    layout = torch.channels_last if work.channels_last else torch.contiguous_format
+    weights = torch.float32 if work.amp else getattr(torch, work.dtype)
+    model = model.to(device.name, weights).to(memory_format=layout)
+    inputs = example.to(device.name, weights).contiguous(memory_format=layout)
+    return Program(model, inputs, work, folder, case.key, case.returns_more), fused
+
+
+def shake(model: nn.Module, seed: int) -> None:
+    """Add noise to parameters whose elements are all alike.
+
+    Networks begin with zeros where they later learn, in the offsets of deformable convolution for
+    instance; what stands behind a zero is in no output.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(SHAKEN * torch.randn(parameter.shape, generator=generator))
 
 
 def _running(
@@ -120,10 +154,10 @@ def _running(
     chosen = parse_runtime(work.runtime)
     running: Running = chosen.make().start(program)
     measured = list(running.measurements)
+    apart = None
     if chosen.spec.name != "eager":
-        found = running.outputs(running.step())
-        expected = answers(output, program.first)
-        measured += parity(expected, found, work.dtype, work.tf32).measurements()
+        apart = compared(program, output, running)
+        measured += apart.measurements()
     step: Callable[[], Any] = running.step
     if work.scope != "forward":
         step = DeployedStep(case, program.inputs, running, device.mark)
@@ -138,4 +172,15 @@ def _running(
         measured,
         running.allocates,
         running.own_threads,
+        apart,
     )
+
+
+def compared(program: Program, output: Any, running: Running) -> Parity:
+    """Compare the answers of a runtime with an output of eager PyTorch.
+
+    Raises:
+        BadOutput: their shapes differ.
+    """
+    work, found = program.work, running.outputs(running.step())
+    return parity(answers(output, program.first), found, work.dtype, work.tf32)

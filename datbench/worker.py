@@ -23,11 +23,11 @@ from datbench.device import Device, open_device
 from datbench.errors import UserError
 from datbench.metrics import METRICS
 from datbench.metrics.latency import ModuleTimes, Slot, Warmup, time_modules, time_slot, warm_up
-from datbench.outputs import BadOutput
+from datbench.outputs import BadOutput, Parity, check_output
 from datbench.plan import Case
 from datbench.records import Measurement
-from datbench.runtimes import ExportFailed
-from datbench.trial import Trial, build_trial
+from datbench.runtimes import Exported, ExportFailed, parse_runtime
+from datbench.trial import Trial, build_program, build_trial, compared
 from zoo import ZooError
 
 
@@ -133,6 +133,28 @@ class Answers:
         specs = sorted(METRICS.values(), key=lambda spec: spec.order)
         known = list(self._trial.measurements)
         return known + [found for spec in specs for found in spec.load()(self._trial)]
+
+    def survives(self) -> Parity:
+        """Return how far the runtime's answers are from eager's; works before `build`."""
+        apart = build_trial(self._case, self._folder, shaken=True).parity
+        assert apart is not None  # noqa: S101 - eager itself is not asked
+        return apart
+
+    def export(self, stem: str) -> tuple[Parity, list[Path]]:
+        """Export the model, load it and compare; works before `build`.
+
+        Returns:
+            How far its answers are from eager's, and the files, which share a stem.
+        """
+        program, _ = build_program(self._case, self._device)
+        output = program.eager()
+        check_output(output)
+        runtime = parse_runtime(self._case.workload.runtime).make()
+        assert isinstance(runtime, Exported)  # noqa: S101 - others have no files
+        file = self._folder / f"{stem}{runtime.suffix}"
+        runtime.export(program, file)
+        apart = compared(program, output, runtime.load(program, file))
+        return apart, sorted(path for path in self._folder.iterdir() if path.stem == stem)
 
     def count(self, fuse: bool) -> Count:
         """Count multiply-adds of a model that need not be built; works before `build`."""

@@ -36,8 +36,9 @@ def fuse(model: nn.Module, example: torch.Tensor) -> int:
     if callable(own := getattr(model, "fuse", None)):
         own(verbose=False) if "verbose" in own.__code__.co_varnames else own()
     for convolution_name, norm_name in _pairs(model, example):
-        convolution, norm = map(model.get_submodule, (convolution_name, norm_name))
-        _replace(model, convolution_name, fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var]
+        convolution: Any = model.get_submodule(convolution_name)
+        norm: Any = model.get_submodule(norm_name)
+        _replace(model, convolution_name, fuse_conv_bn_eval(convolution, norm))
         rest: nn.Module = nn.Identity()
         if isinstance(norm, BatchNormAct2d):
             rest = nn.Sequential(norm.drop, norm.act)

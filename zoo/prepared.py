@@ -34,6 +34,8 @@ class Prepared:
             sources: what it makes it from.
             key: whatever else it depends on, such as the size of a map.
         """
+        if torch.compiler.is_compiling():
+            return make()  # a look at what is kept would be guarded, and compiled again as it grows
         if not self.keeps(*sources):
             if self._kept:
                 self._kept = {}

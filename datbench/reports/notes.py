@@ -51,7 +51,9 @@ def verdicts(records: Sequence[Record]) -> str:
 def ran(record: Record) -> str:
     """Tell how a runtime ran a model, what getting there took, and how right its answers were."""
     facts, values = record.facts, record.values
-    told = [f"{name} {_fact(value)}" for name, value in facts.items() if value not in (None, {}, [])]
+    told = [
+        f"{name} {_fact(value)}" for name, value in facts.items() if value not in (None, {}, [])
+    ]
     for name, what, unit in (
         ("prepare_s", "made ready in", "s"),
         ("load_s", "loaded in", "s"),

@@ -93,10 +93,15 @@ class Program:
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        """The context of a forward: that of its arithmetic, and without gradients."""
+        """The context of a forward: that of its arithmetic, and without gradients.
+
+        What a model keeps of a forward in inference mode cannot be traced later, so a model that
+        is to be exported runs without.
+        """
         import torch
 
-        with torch.inference_mode(), self.autocast():
+        traced = bool(parse_runtime(self.work.runtime).spec.form)
+        with torch.no_grad() if traced else torch.inference_mode(), self.autocast():
             yield
 
     def eager(self) -> Any:
@@ -227,6 +232,8 @@ def parse_runtime(text: str) -> Chosen:
     if bracket and not rest.endswith("]"):
         raise UserError(f"cannot read runtime {text!r}; write it like compile[dynamic=True]")
     options = parse_options(rest.removesuffix("]"), text)
+    if spec.options is None and options:  # a class without a constructor of its own
+        raise UserError(f"runtime {name} takes no options; got {', '.join(options)}")
     spec.check_options(options)
     return Chosen(spec, options)
 
@@ -242,15 +249,13 @@ def check_runtime(chosen: Chosen, work: Workload) -> None:
     if missing := spec.missing():
         raise UserError(f"runtime {name}: {missing}")
     if spec.device and kind != spec.device:
-        raise UserError(f"runtime {name} is for --device {spec.device}; the device is {work.device}")
+        raise UserError(f"runtime {name} needs --device {spec.device}; the device is {work.device}")
     if name != "eager" and work.mode != "inference":
-        raise UserError(f"runtime {name} is for inference; training steps run with --runtime eager")
+        raise UserError(f"runtime {name} is for inference; training runs with --runtime eager")
     if spec.form and work.amp:
         raise UserError(
             f"runtime {name} runs what was exported, which has no autocast: leave --amp out, or "
             "give --dtype float16 or bfloat16"
         )
     if spec.form and work.channels_last:
-        raise UserError(
-            f"runtime {name} lays memory out as it sees fit; leave --channels-last out"
-        )
+        raise UserError(f"runtime {name} lays memory out as it sees fit; leave --channels-last out")

@@ -104,8 +104,10 @@ def explanation(error: BaseException, model: nn.Module | None = None) -> str:
         f"operator {operator.removeprefix('aten.')}" if operator else "",
         f"in {where}" if where else "",
     ]
-    return ", ".join(filter(None, said)) + (": " if any(said) else "") + (
-        f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return (
+        ", ".join(filter(None, said))
+        + (": " if any(said) else "")
+        + (f"{type(error).__name__}: {message}" if message else type(error).__name__)
     )
 
 

@@ -105,7 +105,9 @@ class Compile(Runtime):
         measured = [
             Measurement("prepare_s", spent_s),
             Measurement("first_call_ms", first_ms),
-            Measurement("graph_breaks", sum(breaks.values()), _told("graph_breaks", [*breaks, *places])),
+            Measurement(
+                "graph_breaks", sum(breaks.values()), _told("graph_breaks", [*breaks, *places])
+            ),
             Measurement("recompiles", len(again), _told("recompiles", again)),
         ]
         return Running(step, lambda out: answers(out, program.first), facts, measured)

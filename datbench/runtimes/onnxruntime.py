@@ -120,9 +120,7 @@ class OnnxRuntime(Exported):
             "onnxruntime": ort.__version__,
         }
         measured = [Measurement("first_call_ms", first_ms)]
-        return Running(
-            step, outputs, facts, measured, allocates=False, own_threads=kind == "cpu"
-        )
+        return Running(step, outputs, facts, measured, allocates=False, own_threads=kind == "cpu")
 
 
 def _assigned(session: Any, wanted: str) -> dict[str, int]:
