@@ -3,7 +3,8 @@
 `nms`: the forward and non-maximum suppression, `forward_ms_median` and `postprocess_ms_median`.
 `end-to-end`: before that, photographs that are decoded already are resized or letterboxed and
 brought to the device, `preprocess_ms_median`; behind it, boxes are scaled to the photographs, and
-the answers of classifiers are the five likeliest classes.
+the answers of classifiers are the five likeliest classes. Beside a runtime with threads of its own
+torch does its part on one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class DeployedStep(PartedStep):
         super().__init__(mark)
         work = case.workload
         self._case, self._inputs, self._running = case, inputs, running
+        # Two pools of threads that spin would take turns on the cores.
+        self._threads = (1, work.threads) if running.own_threads else None
         self._images = opened(work) if work.scope == "end-to-end" else []
         self.parts = ("forward", "postprocess")
         if self._images:
@@ -53,6 +56,8 @@ class DeployedStep(PartedStep):
         """
         import torch
 
+        if self._threads:
+            torch.set_num_threads(self._threads[0])
         marks = [self.mark()]
         with torch.inference_mode():
             if self._images:
@@ -65,6 +70,8 @@ class DeployedStep(PartedStep):
             found = self._boxes(tensors) if self._case.task == "detect" else _classes(tensors)
         marks.append(self.mark())
         self.marks.append(tuple(marks))
+        if self._threads:
+            torch.set_num_threads(self._threads[1])
         return found
 
     def _prepared(self) -> Iterator[torch.Tensor]:

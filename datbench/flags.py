@@ -19,6 +19,14 @@ FLAGS: Mapping[str, str] = {
     "them, or choose another one with --device.",
     "host_bound": "The GPU waited for the host, so that the latency tells of Python and the "
     "processor: a larger --batch-size shows what the GPU can do.",
+    "wrong_output": "The runtime does not give the answers of eager PyTorch, so that its time says "
+    "nothing and gets no verdict: the note says where they differ.",
+    "graph_breaks": "torch.compile could not hold the model in one graph, so that Python runs in "
+    "between: the note names reasons and places.",
+    "recompiles": "torch.compile compiled again after the first call on the same input: the note "
+    "names what it had relied on.",
+    "no_boxes": "The detector found nothing, as random weights do, so that post-processing is "
+    "cheaper than it will be: give it trained weights with --checkpoint.",
     "oom": "The device has too little memory for this model, so that there is no latency: choose a "
     "smaller --batch-size or a smaller type.",
     "simulated": "The device only pretends to work, so that its times and throughput mean nothing: "

@@ -425,7 +425,8 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
     while ready:
         node = ready.pop(max(range(len(ready)), key=lambda i: _priority(ready[i])))
         gradients = arrived.pop(node)
-        outputs = len(node._input_metadata)
+        described = _metadata(node)
+        outputs = 1 + max(gradients) if described is None else len(described)
         run = node if callable(node) else node.apply  # functions that are written in Python
         found = run(*(gradients.get(i) for i in range(outputs)))
         del gradients
@@ -436,8 +437,10 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
             if later is None:
                 continue
             if passed is not None:
-                expected = later._input_metadata[place]
-                fitted = passed.sum_to_size(expected.shape).to(expected.dtype)
+                fitted, described = passed, _metadata(later)
+                if described is not None:
+                    expected = described[place]
+                    fitted = passed.sum_to_size(expected.shape).to(expected.dtype)
                 slots = arrived.setdefault(later, {})
                 slots[place] = slots[place] + fitted if place in slots else fitted
                 del fitted
@@ -448,6 +451,14 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
                     ready.append(later)
         del found, following
         later = passed = None
+
+
+def _metadata(node: Any) -> Any:
+    """Shapes and types of what a node is given; None for functions in Python before torch 2.12."""
+    try:
+        return node._input_metadata
+    except RuntimeError:
+        return None
 
 
 def _priority(node: Any) -> int:

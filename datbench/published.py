@@ -232,6 +232,10 @@ def _differences(record: Record, batch_size: int) -> Iterator[str]:
         yield "channels-last"
     if work.runtime != "eager":
         yield work.runtime
+    if work.fuse:
+        yield "fused"
+    if work.scope != "forward":
+        yield work.scope
     if work.batch_size != batch_size:
         yield f"batch {work.batch_size}"
     if work.cold_cache:

@@ -134,3 +134,40 @@ def test_the_largest_batch_fits_and_the_next_does_not(tmp_path):
     for row in json.loads(done.stdout):
         assert row["source"] == "measured"
         assert 512 < row["peak_reserved_mib"] <= 1024
+
+
+@pytest.mark.parametrize("runtime", ["compile", "cudagraph", "compile[mode=reduce_overhead]"])
+@pytest.mark.parametrize("name", ["dat", "swin", "pvt_v2_b0", "yolov8n+dat"])
+def test_a_runtime_gives_eagers_answers(name, runtime, tmp_path):
+    trial = build_trial(make_plan([name], device="cuda", runtimes=[runtime]).cases[0], tmp_path)
+    assert trial.parity.right, trial.parity
+    warm_up(trial)
+    assert min(time_slot(trial, 5).latency_ms) > 0
+
+
+def test_a_graph_takes_the_host_less_time_than_its_kernels_one_by_one():
+    eager, graph = (
+        build_trial(make_plan(["dat"], device="cuda", runtimes=[name]).cases[0])
+        for name in ("eager", "cudagraph")
+    )
+    for trial in (eager, graph):
+        warm_up(trial)
+    host = [statistics.median(time_slot(trial, 20).host_ms) for trial in (eager, graph)]
+    assert host[1] < host[0] / 5
+
+
+def test_a_graph_reads_its_input_anew_in_each_step():
+    trial = build_trial(make_plan(["pvt_v2_b0"], device="cuda", runtimes=["cudagraph"]).cases[0])
+    before = trial.step().clone()
+    trial.inputs.mul_(0.5)
+    assert not torch.equal(trial.step(), before)
+
+
+def test_a_photograph_becomes_boxes_on_the_device():
+    case = make_plan(["yolov8n+dat"], device="cuda", scope="end-to-end").cases[0]
+    trial = build_trial(case)
+    warm_up(trial)
+    slot = time_slot(trial, 5)
+    assert list(slot.parts_ms) == ["preprocess", "forward", "postprocess"]
+    parts = sum(statistics.median(times) for times in slot.parts_ms.values())
+    assert parts == pytest.approx(statistics.median(slot.latency_ms), rel=0.2)

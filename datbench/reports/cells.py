@@ -20,6 +20,7 @@ LARGE = {
     "flops": (1e9, "G"),
     "published_macs": (1e9, "G"),
 }
+PARTED = "parts\nms"
 UNITS = {"_img_s": "img/s", "_ms": "ms", "_mib": "MiB", "_utc": "UTC", "_top1": "% top-1"}
 
 # Characters that move a terminal's cursor, colour what follows or turn its direction.
@@ -58,10 +59,11 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
         "GMACs\npaper": lambda r: scaled(r.published_macs, 1e9),
         "top-1\n%": lambda r: rounded(r.published_top1),
         "latency\nms [95 %]": latency,
-        "forward + backward\n+ optimizer ms": parts,
+        PARTED: parts,
         "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
         "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
         "mJ/img": lambda r: rounded(r.values.get("energy_mj_img")),
+        "off from\neager": apart_from_eager,
     }
     if len(runs) == 1:
         del columns["run"]
@@ -69,8 +71,13 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
         del columns["conditions"]
     if all(record.values.get("energy_mj_img") is None for record in records):
         del columns["mJ/img"]
-    if not any(map(parts, records)):
-        del columns["forward + backward\n+ optimizer ms"]
+    if not any(map(apart_from_eager, records)):
+        del columns["off from\neager"]
+    if named := list(dict.fromkeys(" + ".join(_parts(r)) for r in records if _parts(r))):
+        titles = {PARTED: "\n+ ".join(" or ".join(named).split(" + ")) + " ms"}
+        columns = {titles.get(name, name): maker for name, maker in columns.items()}
+    else:
+        del columns[PARTED]
     if len({shape(record) for record in records}) == 1:
         del columns["input"]
     for name, known in (("GMACs\npaper", "published_macs"), ("top-1\n%", "published_top1")):
@@ -133,7 +140,7 @@ def differences(records: Sequence[Record]) -> list[str]:
     if not facts:
         return []
     differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1]
-    return [", ".join(fact[name] for name in differ) for fact in facts]
+    return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
 
 
 def conditions_of(record: Record) -> dict[str, str]:
@@ -144,8 +151,11 @@ def conditions_of(record: Record) -> dict[str, str]:
         "batch": f"batch {work.batch_size}",
         "dtype": f"amp {work.dtype}" if work.amp else work.dtype,
         "layout": "channels last" if work.channels_last else "channels first",
-        "runtime": work.runtime,
+        # A label tells its runtime where a run has several.
+        "runtime": "" if record.model.endswith(f" ({work.runtime})") else work.runtime,
+        "fused": "fused" if work.fuse else "not fused",
         "mode": f"{work.mode} {work.optimizer}" if work.optimizer else work.mode,
+        "scope": work.scope,
         "image": work.image,
         "threads": f"{work.threads} threads",
         "tf32": "tf32" if work.tf32 else "no tf32",
@@ -164,9 +174,20 @@ def latency(record: Record) -> str:
 
 
 def parts(record: Record) -> str:
-    """Write the median latency of each part of a training step; nothing for a forward."""
-    found = [record.values.get(f"{part}_ms_median") for part in PARTS]
-    return " + ".join(map(rounded, found)) if any(found) else ""
+    """Write the median latency of each part of a step; nothing if it has none."""
+    return " + ".join(rounded(value) for value in _parts(record).values())
+
+
+def _parts(record: Record) -> dict[str, float]:
+    """Median latency of each part of a step that has parts, in the order in which they run."""
+    found = {part: record.values.get(f"{part}_ms_median") for part in PARTS}
+    return {part: value for part, value in found.items() if value is not None}
+
+
+def apart_from_eager(record: Record) -> str:
+    """Write the largest relative difference from eager's answers."""
+    value = record.values.get("parity_rel")
+    return "" if value is None else f"{value:.0e}"
 
 
 def told(comparison: Comparison) -> str:

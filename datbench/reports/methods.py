@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from datbench.deployment import CLASSES, CONFIDENCE, MOST_BOXES, OVERLAP
 from datbench.inputs import IMAGENET_MEAN, IMAGENET_STD
 from datbench.records import Environment, Record, Workload
 from datbench.reports.machines import by_machine
@@ -111,8 +112,9 @@ def kind(records: Sequence[Record]) -> str:
     work = first.workload
     did = "One forward pass" if work.mode == "inference" else "One training step"
     parts = [
-        f"{did} of {names(records)} was timed, with batch size {work.batch_size}, in PyTorch's "
-        f"{work.runtime} mode.",
+        f"{did} of {names(records)} was timed, with batch size {work.batch_size}, "
+        f"{_runtime(work)}.",
+        _scope(work),
         _training(work),
         _precision(work),
         _input(records),
@@ -123,6 +125,29 @@ def kind(records: Sequence[Record]) -> str:
     ]
     pretended = any("simulated" in record.flags for record in records)
     return " ".join(filter(None, ["Simulated:" * pretended, *parts]))
+
+
+def _runtime(work: Workload) -> str:
+    fused = ", batch norms folded into the convolutions before them" if work.fuse else ""
+    if work.runtime == "eager":
+        return f"in PyTorch's eager mode{fused}"
+    return f"under the runtime {work.runtime}, whose outputs were held against eager's{fused}"
+
+
+def _scope(work: Workload) -> str:
+    if work.scope == "forward":
+        return ""
+    suppressed = (
+        f"non-maximum suppression (confidence {CONFIDENCE:g}, overlap {OVERLAP:g}, at most "
+        f"{MOST_BOXES} boxes)"
+    )
+    if work.scope == "nms":
+        return f"A step is the forward and {suppressed}."
+    return (
+        "A step begins with decoded photographs, which it resizes and brings to the device, and "
+        f"ends, for detectors, with {suppressed} and boxes in pixels of the photographs, else with "
+        f"the {CLASSES} likeliest classes."
+    )
 
 
 def _training(work: Workload) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from datbench.advice import advice
 from datbench.records import Record
 from datbench.reports.cells import rounded, shape
+
+# Of what is known of how a runtime ran; versions and the like stay in the record.
+TOLD = (
+    "opset", "providers", "precision", "mode", "dynamic", "backend", "graphs", "fused", "warm_ups",
+)  # fmt: skip
 
 
 def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]:
@@ -31,7 +37,7 @@ def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]
     if published:
         yield from dict.fromkeys(as_published(r) for r in records if r.published_source)
     one_shape = len({shape(record) for record in records}) == 1
-    yield from dict.fromkeys(conditions(record, one_shape) for record in records)
+    yield from all_conditions(records, one_shape)
 
 
 def verdicts(records: Sequence[Record]) -> str:
@@ -51,9 +57,7 @@ def verdicts(records: Sequence[Record]) -> str:
 def ran(record: Record) -> str:
     """Tell how a runtime ran a model, what getting there took, and how right its answers were."""
     facts, values = record.facts, record.values
-    told = [
-        f"{name} {_fact(value)}" for name, value in facts.items() if value not in (None, {}, [])
-    ]
+    told = [f"{name.replace('_', ' ')} {_fact(facts[name])}" for name in TOLD if facts.get(name)]
     for name, what, unit in (
         ("prepare_s", "made ready in", "s"),
         ("load_s", "loaded in", "s"),
@@ -115,18 +119,32 @@ def as_published(record: Record) -> str:
     return f"{record.model} as published: {', '.join(known)}; {record.published_source}"
 
 
-def conditions(record: Record, with_shape: bool) -> str:
-    """Say under what conditions a record was measured."""
+def all_conditions(records: Sequence[Record], with_shape: bool) -> Iterator[str]:
+    """Say under what conditions records were measured; runtimes of one run share a line."""
+    alike: dict[str, list[Record]] = {}
+    for record in records:
+        work = dataclasses.replace(record.workload, runtime="")
+        key = conditions(dataclasses.replace(record, workload=work), with_shape, [])
+        alike.setdefault(key, []).append(record)
+    for group in alike.values():
+        ways = list(dict.fromkeys(record.workload.execution for record in group))
+        yield conditions(group[0], with_shape, ways)
+
+
+def conditions(record: Record, with_shape: bool, executions: Sequence[str]) -> str:
+    """Say under what conditions a record was measured, or several that were executed so."""
     work, environment = record.workload, record.environment
     where = environment.device_name if environment else work.device
     versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
     size = f" {shape(record)}" if with_shape else ""
     set_ = {"tf32": work.tf32, "cold cache": work.cold_cache}
+    set_["with non-maximum suppression"] = work.scope == "nms"
+    set_["from photograph to answer"] = work.scope == "end-to-end"
     set_[f"trained with {work.optimizer}"] = work.optimizer is not None
     set_["cudnn.benchmark off"] = work.device != "cpu" and not work.cudnn_benchmark
     extra = "".join(f", {name}" for name, on in set_.items() if on)
     return (
         f"{work.device} ({where}), {work.threads} threads, {work.arithmetic}{extra}, "
-        f"{work.execution}, batch {work.batch_size} of {work.image}{size}; {versions}; "
+        f"{', '.join(executions)}, batch {work.batch_size} of {work.image}{size}; {versions}; "
         f"run {record.run_id}"
     )

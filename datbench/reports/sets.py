@@ -81,6 +81,8 @@ def _conditions(record: Record, with_threads: bool) -> str:
         "TF32": work.tf32,
         f"trained with {work.optimizer}": work.mode == "train",
         work.runtime: True,
+        "fused": work.fuse,
+        work.scope: work.scope != "forward",
         "channels-last": work.channels_last,
         "cudnn.benchmark off": on_gpu and not work.cudnn_benchmark,
         "cold cache": work.cold_cache,
