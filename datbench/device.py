@@ -77,6 +77,19 @@ class Device(Protocol):
     def health(self) -> dict[str, Any]:
         """Return settings of the device on which steady times depend."""
 
+    def wait(self) -> None:
+        """Wait until what was launched is done."""
+
+    def stream(self) -> int:
+        """Address of the queue of work; none on a processor."""
+
+    def capture(self, forward: Step, warm_ups: int) -> tuple[Step, int]:
+        """Record a forward as a graph.
+
+        Returns:
+            What replays it and returns its output; the most bytes allocated while it was recorded.
+        """
+
     def mark(self) -> Any:
         """Note the time at this point of the device's work."""
 
@@ -168,6 +181,17 @@ class CpuDevice:
             step()
             stamps.append(clock())
         return Timing([(b - a) / 1e6 for a, b in itertools.pairwise(stamps)])
+
+    def wait(self) -> None:
+        """Everything is done when a call returns."""
+
+    def stream(self) -> int:
+        """There is none."""
+        return 0
+
+    def capture(self, forward: Step, warm_ups: int) -> tuple[Step, int]:
+        """Processors have no graphs; the plan refuses them."""
+        raise NotImplementedError
 
     def mark(self) -> int:
         """Read the monotonic clock."""
@@ -311,6 +335,36 @@ class CudaDevice:
     def health(self) -> dict[str, Any]:
         """Return persistence mode, clocks and limits."""
         return self._gauge.health()
+
+    def wait(self) -> None:
+        """Wait for everything on the device."""
+        self._torch.cuda.synchronize()
+
+    def stream(self) -> int:
+        """Address of torch's current stream."""
+        return int(self._torch.cuda.current_stream().cuda_stream)
+
+    def capture(self, forward: Step, warm_ups: int) -> tuple[Step, int]:
+        """Warm up on a stream of its own, as capturing needs, and capture one forward."""
+        cuda = self._torch.cuda
+        side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
+        with cuda.stream(side):
+            for _ in range(warm_ups):
+                forward()
+        cuda.current_stream().wait_stream(side)
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            out = forward()
+        peak = cuda.max_memory_allocated()
+
+        def replay() -> Any:
+            graph.replay()
+            return out
+
+        return replay, peak
 
     def mark(self) -> Any:
         """Record an event."""

@@ -72,9 +72,13 @@ class Survival:
 def models_of(pattern: str) -> list[str]:
     """Models, detectors with blocks, and blocks alone under "block:", that match a pattern.
 
+    What has neither * nor ? is the name of one model, of a user's too.
+
     Raises:
-        UserError: nothing does.
+        UserError: nothing matches.
     """
+    if not set(pattern) & set("*?"):
+        return [pattern]
     blocks = [f"block:{name}" for name in list_blocks(pattern.removeprefix("block:"))]
     found = list_models(pattern)
     if pattern == "*" or pattern.startswith("block:") or not found:

@@ -111,10 +111,11 @@ class Pool:
             "forkserver" if "forkserver" in methods else "spawn"
         )
         self._workers: list[Worker] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="datbench-", ignore_cleanup_errors=True)
+        self._folder: tempfile.TemporaryDirectory[str]  # from `__enter__` on
 
     def __enter__(self) -> Pool:
-        """Start importing torch in the fork server."""
+        """Start importing torch in the fork server; make a folder for what workers share."""
+        self._folder = tempfile.TemporaryDirectory(prefix="datbench-", ignore_cleanup_errors=True)
         if self._context.get_start_method() == "forkserver":
             from multiprocessing import forkserver, resource_tracker
 

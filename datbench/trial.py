@@ -102,7 +102,7 @@ def build_trial(case: Case, folder: Path | None = None, *, shaken: bool = False)
         step = TrainStep(case, model, program.inputs, program.autocast, device.mark)
         check_output(step())
         return Trial(case, model, program.inputs, step, device)
-    return _running(case, program, output, device, {} if fused is None else {"fused": fused})
+    return _running(case, program, output, {} if fused is None else {"fused": fused})
 
 
 def build_program(
@@ -128,7 +128,7 @@ def build_program(
     weights = torch.float32 if work.amp else getattr(torch, work.dtype)
     model = model.to(device.name, weights).to(memory_format=layout)
     inputs = example.to(device.name, weights).contiguous(memory_format=layout)
-    return Program(model, inputs, work, folder, case.key, case.returns_more), fused
+    return Program(model, inputs, work, device, folder, case.key, case.returns_more), fused
 
 
 def shake(model: nn.Module, seed: int) -> None:
@@ -146,9 +146,7 @@ def shake(model: nn.Module, seed: int) -> None:
                 parameter.add_(SHAKEN * torch.randn(parameter.shape, generator=generator))
 
 
-def _running(
-    case: Case, program: Program, output: Any, device: Device, facts: Mapping[str, Any]
-) -> Trial:
+def _running(case: Case, program: Program, output: Any, facts: Mapping[str, Any]) -> Trial:
     """Start the runtime of a case, and compare its answers with an output of eager PyTorch."""
     work = case.workload
     chosen = parse_runtime(work.runtime)
@@ -160,14 +158,14 @@ def _running(
         measured += apart.measurements()
     step: Callable[[], Any] = running.step
     if work.scope != "forward":
-        step = DeployedStep(case, program.inputs, running, device.mark)
+        step = DeployedStep(case, program.inputs, running, program.device.mark)
         measured += step.measurements()
     return Trial(
         case,
         program.model,
         program.inputs,
         step,
-        device,
+        program.device,
         {**facts, **running.facts},
         measured,
         running.allocates,

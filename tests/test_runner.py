@@ -39,11 +39,18 @@ class FakeWorker:
             "facts": lambda: {"device_name": "Fake", "settings": {"x": 1}},
             "room": lambda: self.pool.room_mib,
             "health": dict,
-            "metrics": lambda: [Measurement("params", 7), Measurement("rss_peak_mib", 400.0)],
+            "how": lambda: {"opset": 20},
+            "metrics": self.metrics,
             "warm_up": lambda most_s: Warmup(10.0, self.case.label not in self.pool.cold),
             "slot": self.slot,
         }
         return answers[request](**arguments)
+
+    def metrics(self):
+        """What needs no clock; answers that are off from eager's for some."""
+        wrong = ("wrong_output: off",) if self.case.label in self.pool.wrong else ()
+        known = [Measurement("params", 7), Measurement("rss_peak_mib", 400.0)]
+        return [*known, Measurement("parity_rel", 0.5, wrong)]
 
     def slot(self, iterations, switched):
         """Times of a machine that slows all the while, with noise; a hog makes them wait."""
@@ -66,8 +73,9 @@ class FakeWorker:
 class FakePool:
     def __init__(
         self, steps_ms, noise=0.01, per_process=0.0, faults=None, cold=(), room_mib=1e6,
-        hogged=lambda clock: False, processes=None,
+        hogged=lambda clock: False, processes=None, wrong=(),
     ):  # fmt: skip
+        self.wrong = wrong
         self.steps_ms, self.noise, self.per_process = steps_ms, noise, per_process
         self.room_mib, self.hogged, self.processes = room_mib, hogged, processes
         self.faults, self.cold = faults or {}, cold
@@ -161,6 +169,20 @@ def test_quick_gives_a_ratio_and_no_verdict(measure):
     assert compared.verdict is None
     assert compared.lo < 1.2 < compared.hi
     assert records["pvt_small"].values["pairs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdicts"),
+    [("swin_tiny", {"pvt_small": "SLOWER", "swin_tiny": None}),
+     ("pvt_tiny", {"pvt_small": None, "swin_tiny": None})],
+)  # fmt: skip
+def test_wrong_answers_get_a_ratio_and_no_verdict(measure, wrong, verdicts):
+    steps = {"pvt_tiny": 100.0, "pvt_small": 120.0, "swin_tiny": 80.0}
+    records = measure(FakePool(steps, wrong=[wrong]))
+    assert {m: records[m].comparison.verdict for m in verdicts} == verdicts
+    assert records["swin_tiny"].comparison.ratio == pytest.approx(0.8, rel=0.02)
+    assert records["swin_tiny"].facts == {"opset": 20}
+    assert "wrong_output" in records[wrong].flags
 
 
 def test_a_profile_compares_nothing(measure):

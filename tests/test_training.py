@@ -13,7 +13,8 @@ from datbench.inputs import BOXES, load_targets
 from datbench.metrics.latency import time_slot
 from datbench.metrics.memory import memory
 from datbench.plan import make_plan
-from datbench.records import PARTS, Workload
+from datbench.records import Workload
+from datbench.training import TrainStep
 from datbench.trial import build_trial
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # ultralytics warns
@@ -50,7 +51,7 @@ def test_a_step_moves_what_is_trained(model, optimizer, monkeypatch):
 def test_the_parts_of_a_step_make_up_its_time():
     trial = trial_of("pvt_v2_b0")
     slot = time_slot(trial, 3)
-    assert tuple(slot.parts_ms) == PARTS
+    assert tuple(slot.parts_ms) == TrainStep.parts
     for i, whole in enumerate(slot.latency_ms):
         parts = sum(times[i] for times in slot.parts_ms.values())
         assert 0 < parts <= whole
@@ -120,6 +121,6 @@ def test_a_profile_of_training_reaches_the_table(tmp_path):
     assert "trained with sgd" in table
     for record in records:
         assert record.error is None
-        parts = [record.values[f"{part}_ms_median"] for part in PARTS]
+        parts = [record.values[f"{part}_ms_median"] for part in TrainStep.parts]
         assert sum(parts) == pytest.approx(record.values["latency_ms_median"], rel=0.5)
     assert pd.DataFrame([r.row() for r in records])["mode"].tolist() == ["train-sgd"] * 2

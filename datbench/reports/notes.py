@@ -116,7 +116,8 @@ def as_published(record: Record) -> str:
         )
         if number is not None
     ]
-    return f"{record.model} as published: {', '.join(known)}; {record.published_source}"
+    model = record.model.removesuffix(f" ({record.workload.runtime})")
+    return f"{model} as published: {', '.join(known)}; {record.published_source}"
 
 
 def all_conditions(records: Sequence[Record], with_shape: bool) -> Iterator[str]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from datbench.device import Device
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuntimeSpec(Spec):
@@ -70,6 +72,7 @@ class Program:
         model: built, in eval mode, on the device.
         inputs: (b, c, h, w) there; a runtime reads them anew in each step.
         work: the workload.
+        device: clock and gauges.
         folder: where processes of a run find each other's files; None for a process alone.
         key: names those files.
         first: whether only the first tensor that the model returns is its answer, as of
@@ -79,6 +82,7 @@ class Program:
     model: nn.Module
     inputs: torch.Tensor
     work: Workload
+    device: Device
     folder: Path | None = None
     key: str = "model"
     first: bool = False

@@ -65,7 +65,7 @@ class Compile(Runtime):
         from torch._inductor.async_compile import shutdown_compile_workers
 
         if program.folder is not None:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(program.folder / "inductor")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(program.folder / f"{program.key}.inductor")
         options: dict[str, Any] = {"mode": self.mode} if self.backend == "inductor" else {}
         compiled = torch.compile(
             program.model,
@@ -83,7 +83,10 @@ class Compile(Runtime):
         utils.counters.clear()
         utils.clear_compilation_metrics()
         with explained("torch.compile", program.model):
-            first_ms = _timed(step)
+            began = time.perf_counter()
+            step()
+            program.device.wait()
+            first_ms = 1000 * (time.perf_counter() - began)
             breaks = {_reason(why): n for why, n in utils.counters["graph_break"].items()}
             places = [_place(m) for m in utils.get_compilation_metrics() if _resumes(m)]
             for _ in range(SETTLING):
@@ -111,14 +114,6 @@ class Compile(Runtime):
             Measurement("recompiles", len(again), _told("recompiles", again)),
         ]
         return Running(step, lambda out: answers(out, program.first), facts, measured)
-
-
-def _timed(step: Any) -> float:
-    began = time.perf_counter()
-    step()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - began)
 
 
 def _resumes(metrics: Any) -> bool:

@@ -22,32 +22,14 @@ class CudaGraph(Runtime):
 
     def start(self, program: Program) -> Running:
         """Warm up on a stream of its own, and capture one forward."""
-        import torch
-
         began = time.perf_counter()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                program.eager()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = program.eager()
-        peak = torch.cuda.max_memory_allocated()
+        replay, peak = program.device.capture(program.eager, WARM_UPS)
         measured = [
             Measurement("prepare_s", time.perf_counter() - began),
             Measurement("peak_allocated_mib", peak / MIB),
         ]
-
-        def step() -> object:
-            graph.replay()
-            return out
-
         return Running(
-            step,
+            replay,
             lambda found: answers(found, program.first),
             {"warm_ups": WARM_UPS},
             measured,

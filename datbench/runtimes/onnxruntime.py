@@ -85,7 +85,7 @@ class OnnxRuntime(Exported):
         settings: dict[str, Any] = {}
         if kind == "cuda":
             settings["device_id"] = program.inputs.device.index or 0
-            settings["user_compute_stream"] = str(torch.cuda.current_stream().cuda_stream)
+            settings["user_compute_stream"] = str(program.device.stream())
             settings["use_tf32"] = int(program.work.tf32)
         with explained("ONNX Runtime"):
             session = ort.InferenceSession(file, options, providers=[(wanted, settings)])

@@ -46,7 +46,6 @@ def called(program: Program, module: Any) -> Running:
     with explained("the first call", module if isinstance(module, torch.nn.Module) else None):
         began = time.perf_counter()
         step()
-        if program.inputs.is_cuda:
-            torch.cuda.synchronize()
+        program.device.wait()
         first_ms = 1000 * (time.perf_counter() - began)
     return Running(step, answers, {}, [Measurement("first_call_ms", first_ms)])
