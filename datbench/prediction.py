@@ -463,7 +463,12 @@ def _metadata(node: Any) -> Any:
 
 def _priority(node: Any) -> int:
     """Gradients of parameters at once, then what the forward did last."""
-    return 2**63 if "AccumulateGrad" in node.name() else node._sequence_nr()
+    if "AccumulateGrad" in type(node).__name__:
+        return 2**63
+    try:
+        return int(node._sequence_nr())
+    except RuntimeError:  # as `_metadata`
+        return 2**62
 
 
 @contextlib.contextmanager

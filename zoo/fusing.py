@@ -45,6 +45,8 @@ def fuse(model: nn.Module, example: torch.Tensor) -> int:
         _replace(model, norm_name, rest)
     with torch.no_grad():
         found = list(_tensors(model(example)))
+    if callable(own):  # it may drop what only training reads
+        expected, found = expected[:1], found[:1]
     for a, b in zip(expected, found, strict=True):
         if float((a - b).abs().max()) > CLOSE * float(a.abs().max()):
             raise ZooError("its batch norms cannot be folded: the outputs change; leave --fuse out")

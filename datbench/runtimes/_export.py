@@ -24,6 +24,7 @@ from zoo.exporting import portable
 
 WRAPPED = "model"  # the name of the model in `Deployed`
 OPERATOR = re.compile(r"(?:torch\.ops\.|operator )'?([\w:.]+)")
+PLACE = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)')
 COLOURS = re.compile(r"\x1b\[\d*m")
 
 
@@ -97,6 +98,9 @@ def explanation(error: BaseException, model: nn.Module | None = None) -> str:
             file = frame.f_code.co_filename
             where = _named(names[id(module)], type(module))
             where += f", {Path(file).name}:{line}: `{linecache.getline(file, line).strip()}`"
+    if not where and (places := PLACE.findall(str(error).rpartition("from user code:")[2])):
+        file, line, text = places[-1]  # Dynamo reads the code instead of running it
+        where = f"{Path(file).name}:{line}: `{text.strip()}`"
     message = " ".join(COLOURS.sub("", str(error)).strip().split("\n\n")[0].split())
     if not operator and (found := OPERATOR.search(message)):
         operator = found[1]
