@@ -425,8 +425,7 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
     while ready:
         node = ready.pop(max(range(len(ready)), key=lambda i: _priority(ready[i])))
         gradients = arrived.pop(node)
-        described = _metadata(node)
-        outputs = 1 + max(gradients) if described is None else len(described)
+        outputs = len(node._input_metadata)
         run = node if callable(node) else node.apply  # functions that are written in Python
         found = run(*(gradients.get(i) for i in range(outputs)))
         del gradients
@@ -437,10 +436,8 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
             if later is None:
                 continue
             if passed is not None:
-                fitted, described = passed, _metadata(later)
-                if described is not None:
-                    expected = described[place]
-                    fitted = passed.sum_to_size(expected.shape).to(expected.dtype)
+                expected = later._input_metadata[place]
+                fitted = passed.sum_to_size(expected.shape).to(expected.dtype)
                 slots = arrived.setdefault(later, {})
                 slots[place] = slots[place] + fitted if place in slots else fitted
                 del fitted
@@ -453,22 +450,9 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
         later = passed = None
 
 
-def _metadata(node: Any) -> Any:
-    """Shapes and types of what a node is given; None for functions in Python before torch 2.12."""
-    try:
-        return node._input_metadata
-    except RuntimeError:
-        return None
-
-
 def _priority(node: Any) -> int:
     """Gradients of parameters at once, then what the forward did last."""
-    if "AccumulateGrad" in type(node).__name__:
-        return 2**63
-    try:
-        return int(node._sequence_nr())
-    except RuntimeError:  # as `_metadata`
-        return 2**62
+    return 2**63 if "AccumulateGrad" in node.name() else node._sequence_nr()
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class DeformableAttention(nn.Module):
         proj_drop: dropout of the output.
         impl: how it is computed; the result is the same. "fast" takes a block of queries at a
             time; "reference" does what the papers write; "flex" reads the bias table inside a
-            compiled kernel, as "fast" does inside `torch.compile` on a GPU.
+            compiled kernel.
     Shape: (b, dim, h, w) to (b, dim, h, w)
     Raises: ZooError if the channels do not divide, the options do not go together, the map does
         not fit a "fixed" bias or, without offsets, the stride, or it gives a side of one point
@@ -198,7 +198,7 @@ class DeformableAttention(nn.Module):
 
     def _flexible(self, q: torch.Tensor) -> bool:
         """Whether this is for flex attention, which has no dropout, nor gradients on a CPU."""
-        wanted = self.impl == "flex" or (q.is_cuda and torch.compiler.is_compiling())
+        wanted = self.impl == "flex"
         learns = torch.is_grad_enabled() and (q.requires_grad or self.rpe_table.requires_grad)
         return wanted and (q.is_cuda or not learns) and not (self.training and self.attn_drop.p)
 
