@@ -21,10 +21,10 @@ FLAGS: Mapping[str, str] = {
     "processor: a larger --batch-size shows what the GPU can do.",
     "wrong_output": "The runtime does not give the answers of eager PyTorch, so that its time says "
     "nothing and gets no verdict: the note says where they differ.",
-    "graph_breaks": "torch.compile could not hold the model in one graph, so that Python runs in "
-    "between: the note names reasons and places.",
-    "recompiles": "torch.compile compiled again after the first call on the same input: the note "
-    "names what it had relied on.",
+    "graph_breaks": "Python ran between several graphs of torch.compile, which could not hold the "
+    "model in one: the note names reasons and places to change.",
+    "recompiles": "Something that torch.compile relied on changed on the same input, so that it "
+    "compiled again: the note names what to keep constant.",
     "no_boxes": "The detector found nothing, as random weights do, so that post-processing is "
     "cheaper than it will be: give it trained weights with --checkpoint.",
     "oom": "The device has too little memory for this model, so that there is no latency: choose a "

@@ -56,9 +56,18 @@ def call(tmp_path, monkeypatch):
         ("compare --models dat --results text.jpg", "is a file"),
         ("compare --models dat swin --baseline pvt", "baseline pvt is not among the models"),
         ("compare --models dat --quick --rigorous", "exclude each other"),
+        ("compare --models dat --half --dtype bfloat16", "--half is float16"),
+        ("compare --models yolov8n --nms --end-to-end", "--end-to-end has --nms in it"),
+        ("compare --models swin --nms", "--nms is for detectors of ultralytics; swin_tiny is none"),
+        (
+            "compare --models dat --runtime onnx",
+            "no runtime named 'onnx'; did you mean onnxruntime",
+        ),
+        ("compare --models dat --runtime cudagraph --device cpu", "needs --device cuda"),
+        ("profile dat --by-op --runtime compile", "are for measuring; leave them out of a count"),
         ("compare", "Missing option '--models'"),
         ("compare --models", "'--models' requires an argument"),
-        ("compare --modles dat", "Did you mean one of: '--mode', '--models'?"),
+        ("compare --modles dat", "Did you mean one of: '--mode', '--models', '--nms'?"),
         ("profile", "Missing argument"),
         ("profile block:dat", "--input 256x20x20"),
         ("export-report", "no run under results"),
@@ -123,7 +132,7 @@ def test_options_reach_the_measuring(call, monkeypatch):
     options = (
         "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last "
         "--threads 1 --seed 9 --image noise --output a.csv --output b.html --format json "
-        "--baseline swin"
+        "--baseline swin --runtime eager --runtime compile[dynamic=True] --fuse"
     )
     assert call("compare", "--models", "dat", "swin", *options.split()).exit_code == 0
     assert seen["batch_size"] == 4
@@ -132,6 +141,23 @@ def test_options_reach_the_measuring(call, monkeypatch):
     assert [str(path) for path in seen["outputs"]] == ["a.csv", "b.html"]
     assert (seen["seed"], seen["threads"], seen["image"]) == (9, 1, "noise")
     assert (seen["form"], seen["baseline"], seen["device"]) == ("json", "swin", "cpu")
+    assert (seen["runtimes"], seen["fuse"]) == (("eager", "compile[dynamic=True]"), True)
+    assert seen["scope"] == "forward"
+
+
+@pytest.mark.parametrize(
+    ("flag", "option", "value"),
+    [("--half", "dtype", "float16"), ("--nms", "scope", "nms"),
+     ("--end-to-end", "scope", "end-to-end")],
+)  # fmt: skip
+def test_flags_stand_for_a_value(call, monkeypatch, flag, option, value):
+    seen = {}
+    monkeypatch.setattr(
+        "datbench.cli._measure", lambda *args, **options: seen.update(options) or []
+    )
+    assert call("compare", "--models", "yolov8n", flag).exit_code == 0
+    assert seen[option] == value
+    assert not {"half", "nms", "end_to_end"} & set(seen)
 
 
 @pytest.mark.parametrize("pattern", ["dat", "dat*", "*"])

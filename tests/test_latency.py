@@ -29,7 +29,11 @@ class FakeDevice:
         self.calls.append("untimed")
         self.now_s += next(self.times) / 1000
 
-    def read(self):
+    def reference_ms(self):
+        self.calls.append("reference")
+        return 0.5
+
+    def read(self, reference_ms=None):
         self.calls.append("read")
         return gauges.Readings(self.now_s)
 
@@ -42,11 +46,15 @@ class FakeDevice:
 
 @pytest.fixture
 def trial(monkeypatch):
-    def make(times_ms):
+    def make(times_ms, own_threads=False):
         device = FakeDevice(times_ms)
         monkeypatch.setattr(latency.time, "monotonic", lambda: device.now_s)
         return types.SimpleNamespace(
-            device=device, step=device.step, forget_parts=lambda: None, parts_ms=dict
+            device=device,
+            step=device.step,
+            forget_parts=lambda: None,
+            parts_ms=dict,
+            own_threads=own_threads,
         )
 
     return make
@@ -80,6 +88,14 @@ def test_a_slot_starts_with_an_untimed_iteration(trial):
     assert slot.latency_ms == [1.0, 2.0, 3.0]
     assert made.device.calls == ["untimed", "read", 3, "read"]
     assert slot.before.at_s <= slot.after.at_s
+
+
+def test_threads_of_torch_calm_down_before_those_of_another_runtime(trial, monkeypatch):
+    made = trial([9.0, 9.0, 1.0, 2.0], own_threads=True)
+    monkeypatch.setattr(latency.time, "sleep", made.device.calls.append)
+    assert time_slot(made, 2).latency_ms == [1.0, 2.0]
+    untimed = ["untimed"] * 2
+    assert made.device.calls == ["reference", latency.SPUN_S, *untimed, "read", 2, "read"]
 
 
 def test_untimed_iterations_outlast_the_threads_of_the_model_before(trial):

@@ -16,7 +16,9 @@ latency_ms_p90, latency_ms_p95, latency_ms_p99, host_ms_median, throughput_img_s
 peak_allocated_mib, peak_reserved_mib, process_memory_mib, rss_peak_mib, samples, pairs,
 baseline, ratio, ratio_lo, ratio_hi, verdict, flags, error, published_macs, published_top1,
 run_id, key, timestamp_utc, datbench_version, torch, python, device_name, cpu_name, driver,
-cuda, cudnn, threads, git_commit, host
+cuda, cudnn, threads, git_commit, host, preprocess_ms_median, forward_ms_median,
+postprocess_ms_median, boxes_img, prepare_s, load_s, first_call_ms, graph_breaks, recompiles,
+parity_abs, parity_rel
 """
 
 

@@ -154,11 +154,16 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(runtim
     ("runtime", "message"),
     [("compile[mode=fast]", "mode='fast'; expected one of default"),
      ("compile[backend=tvvm]", "backend='tvvm'; expected one of"),
-     ("onnxruntime[level=most]", "level='most'; expected one of disable")],
+     ("onnxruntime[level=most]", "level='most'; expected one of all")],
 )  # fmt: skip
 def test_a_value_that_an_option_cannot_have_is_told(runtime, message):
     with pytest.raises(UserError, match=message):
         parse_runtime(runtime).make()
+
+
+def test_a_mistyped_value_costs_no_worker():
+    with pytest.raises(UserError, match="expected one of default, reduce_overhead"):
+        make_plan(["dat"], device="cpu", runtimes=["compile[mode=fast]"])
 
 
 # ---- answers --------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
         "GMACs\npaper": lambda r: scaled(r.published_macs, 1e9),
         "top-1\n%": lambda r: rounded(r.published_top1),
         "latency\nms [95 %]": latency,
+        "host\nms": lambda r: rounded(r.values.get("host_ms_median")),
         PARTED: parts,
         "img/s": lambda r: rounded(r.values.get("throughput_img_s")),
         "peak\nMiB": lambda r: rounded(r.values.get("peak_allocated_mib")),
@@ -73,6 +74,11 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
         del columns["mJ/img"]
     if not any(map(apart_from_eager, records)):
         del columns["off from\neager"]
+        del columns["host\nms"]  # what the host does differs between runtimes
+    else:
+        del columns["GFLOPs"]  # twice the MACs; such a table has many columns
+        if all(record.values.get("host_ms_median") is None for record in records):
+            del columns["host\nms"]
     if named := list(dict.fromkeys(" + ".join(_parts(r)) for r in records if _parts(r))):
         titles = {PARTED: "\n+ ".join(" or ".join(named).split(" + ")) + " ms"}
         columns = {titles.get(name, name): maker for name, maker in columns.items()}

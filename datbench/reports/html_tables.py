@@ -31,6 +31,8 @@ FULL = {
     "img/s": ("throughput_img_s", "img/s"),
     "peak\nMiB": ("peak_allocated_mib", "MiB"),
     "mJ/img": ("energy_mj_img", "mJ/img"),
+    "host\nms": ("host_ms_median", "ms until the host could go on"),
+    "off from\neager": ("parity_rel", "of the largest magnitude of a channel"),
 }
 
 

@@ -24,6 +24,7 @@ WIDTH = 120  # columns of plain text
 ROOMY = 100  # columns from which a comparison stands on one line, beside published figures
 MANY = 1000  # rows from which a table is laid out without rich, which takes a millisecond a row
 WIDEST = 60  # columns of a cell in such a table
+LABEL = 13  # columns of a model's name, at least, where it ends in "(onnxruntime)"
 
 
 @report("txt")
@@ -65,6 +66,8 @@ def _table(records: Sequence[Record], width: int, columns: Sequence[str] | None)
             row[0] += "".join(f"\n  {flag}" for flag in record.flags)
         return Lines(straight(titles, rows))
     table = plain_table()
+    runtimes = len({record.workload.runtime for record in records}) > 1
+    least = {"model": LABEL} if runtimes else {}
     for title in titles:
         wraps = title == "model" or title.startswith("time")
         table.add_column(
@@ -72,7 +75,7 @@ def _table(records: Sequence[Record], width: int, columns: Sequence[str] | None)
             justify="left" if wraps else "right",
             overflow="fold",
             no_wrap=not wraps,
-            min_width=13 if title.startswith("time") else None,
+            min_width=13 if title.startswith("time") else least.get(title),
         )
     for record, row in zip(records, rows, strict=True):
         name = plain(row[0])

@@ -40,6 +40,7 @@ class RuntimeSpec(Spec):
         device: "cpu" or "cuda" if it runs nowhere else.
         needs: modules that it imports beside torch.
         extra: of datbench, that installs those.
+        choices: values that an option may have, by its name; others are not limited.
         form: kind of file that it runs; "" if it runs the model itself.
         suffix: of that file.
     """
@@ -48,6 +49,7 @@ class RuntimeSpec(Spec):
     device: str = ""
     needs: tuple[str, ...] = ()
     extra: str = ""
+    choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     form: str = ""
     suffix: str = ""
 
@@ -239,6 +241,10 @@ def parse_runtime(text: str) -> Chosen:
     if spec.options is None and options:  # a class without a constructor of its own
         raise UserError(f"runtime {name} takes no options; got {', '.join(options)}")
     spec.check_options(options)
+    for option, known in spec.choices.items():
+        if options.get(option, known[0]) not in known:
+            among = ", ".join(known)
+            raise UserError(f"{name}: {option}={options[option]!r}; expected one of {among}")
     return Chosen(spec, options)
 
 

@@ -29,7 +29,13 @@ NAMED = 4  # reasons and places in a note
 RESUMED = "torch_dynamo_resume_"  # how Dynamo calls the rest of a function
 
 
-@runtime("compile", order=1)
+@runtime(
+    "compile",
+    order=1,
+    choices={
+        "mode": ("default", "reduce_overhead", "max_autotune", "max_autotune_no_cudagraphs"),
+    },
+)
 class Compile(Runtime):
     """torch.compile on the whole model.
 
@@ -48,11 +54,6 @@ class Compile(Runtime):
         backend: str = "inductor",
         fullgraph: bool = False,
     ) -> None:
-        import torch._inductor
-
-        known = list(torch._inductor.list_mode_options())
-        if mode.replace("_", "-") not in known:
-            raise UserError(f"compile: mode={mode!r}; expected one of {', '.join(known)}")
         if backend not in (backends := torch._dynamo.list_backends(exclude_tags=())):
             raise UserError(f"compile: backend={backend!r}; expected one of {', '.join(backends)}")
         self.mode, self.dynamic = mode.replace("_", "-"), dynamic
@@ -109,9 +110,9 @@ class Compile(Runtime):
             Measurement("prepare_s", spent_s),
             Measurement("first_call_ms", first_ms),
             Measurement(
-                "graph_breaks", sum(breaks.values()), _told("graph_breaks", [*breaks, *places])
+                "graph_breaks", sum(breaks.values()), _told("graph_breaks: ", [*breaks, *places])
             ),
-            Measurement("recompiles", len(again), _told("recompiles", again)),
+            Measurement("recompiles", len(again), _told("recompiles: ", again)),
         ]
         return Running(step, lambda out: answers(out, program.first), facts, measured)
 
@@ -138,4 +139,4 @@ def _told(flag: str, reasons: Collection[str]) -> tuple[str, ...]:
     """A doubt that names the first reasons, if there are any."""
     told = list(dict.fromkeys(reasons))
     more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return (f"{flag}: {'; '.join(told[:NAMED])}{more}",) if told else ()
+    return (f"{flag}{'; '.join(told[:NAMED])}{more}",) if told else ()

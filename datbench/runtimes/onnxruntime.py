@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from datbench.errors import UserError
 from datbench.records import Measurement
 from datbench.runtimes import Exported, ExportFailed, Program, Running, runtime
 from datbench.runtimes._export import explained, onnx_program, version
@@ -33,6 +32,7 @@ LEVELS = {
 @runtime(
     "onnxruntime",
     order=3,
+    choices={"level": ("all", "extended", "basic", "disable")},
     needs=("onnx", "onnxscript", "onnxruntime"),
     extra="onnx",
     form="onnx",
@@ -49,8 +49,6 @@ class OnnxRuntime(Exported):
     suffix = ".onnx"
 
     def __init__(self, *, opset: int | None = None, level: str = "all") -> None:
-        if level not in LEVELS:
-            raise UserError(f"onnxruntime: level={level!r}; expected one of {', '.join(LEVELS)}")
         self.opset, self.level = opset, level
 
     def export(self, program: Program, file: Path) -> Mapping[str, Any]:
