@@ -16,7 +16,8 @@ from datbench.errors import UserError
 from datbench.metrics.latency import time_slot
 from datbench.metrics.memory import memory
 from datbench.plan import make_plan
-from datbench.runtimes import RUNTIMES, ExportFailed, Running, parse_runtime
+from datbench.records import Workload
+from datbench.runtimes import RUNTIMES, ExportFailed, Running, check_runtime, parse_runtime
 from datbench.trial import build_trial, shake
 from zoo import ZooError
 
@@ -148,6 +149,18 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(runtim
     with pytest.raises(UserError, match=rf"pip install 'datbench\[{extra}\]'") as error:
         case_of(runtime=runtime)
     assert "\n" not in str(error.value)
+
+
+def test_an_onnxruntime_without_cuda_is_told_before_anything_is_built(monkeypatch):
+    needs("onnxruntime")
+    chosen = parse_runtime("onnxruntime")
+    work = Workload(device="cuda:0", input_shape=(3, 64, 64))
+    homes = {"onnxruntime": ["onnxruntime"]}
+    monkeypatch.setattr("datbench.runtimes._homes", lambda: homes)
+    with pytest.raises(UserError, match="then pip install onnxruntime-gpu; or give --device cpu"):
+        check_runtime(chosen, work)
+    homes["onnxruntime"] = ["onnxruntime-gpu"]
+    check_runtime(chosen, work)
 
 
 @pytest.mark.parametrize(

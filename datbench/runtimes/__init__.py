@@ -40,6 +40,7 @@ class RuntimeSpec(Spec):
         device: "cpu" or "cuda" if it runs nowhere else.
         needs: modules that it imports beside torch.
         extra: of datbench, that installs those.
+        for_cuda: distribution that brings CUDA, where the usual one has the CPU alone.
         choices: values that an option may have, by its name; others are not limited.
         form: kind of file that it runs; "" if it runs the model itself.
         suffix: of that file.
@@ -49,6 +50,7 @@ class RuntimeSpec(Spec):
     device: str = ""
     needs: tuple[str, ...] = ()
     extra: str = ""
+    for_cuda: str = ""
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     form: str = ""
     suffix: str = ""
@@ -208,14 +210,8 @@ class Chosen:
 
     def versions(self) -> dict[str, str]:
         """Versions of what it needs beside torch."""
-        if not self.spec.needs:
-            return {}
-        homes = importlib.metadata.packages_distributions()
-        return {
-            home: importlib.metadata.version(home)
-            for name in self.spec.needs
-            for home in homes.get(name, ())  # onnxruntime comes with onnxruntime-gpu too
-        }
+        homes = [home for name in self.spec.needs for home in _homes().get(name, ())]
+        return {home: importlib.metadata.version(home) for home in homes}
 
     def make(self) -> Runtime:
         """Make the runtime.
@@ -224,6 +220,12 @@ class Chosen:
             UserError, ZooError: an option has a value that cannot work.
         """
         return self.spec.load()(**self.options)
+
+
+@functools.cache
+def _homes() -> Mapping[str, Sequence[str]]:
+    """Distributions that modules come from: onnxruntime from onnxruntime-gpu, perhaps."""
+    return importlib.metadata.packages_distributions()
 
 
 @functools.cache
@@ -260,6 +262,11 @@ def check_runtime(chosen: Chosen, work: Workload) -> None:
         raise UserError(f"runtime {name}: {missing}")
     if spec.device and kind != spec.device:
         raise UserError(f"runtime {name} needs --device {spec.device}; the device is {work.device}")
+    if kind == "cuda" and spec.for_cuda and list(_homes().get(name, ())) == [name]:
+        raise UserError(
+            f"this {name} runs on the CPU alone: pip uninstall {name}, then pip install "
+            f"{spec.for_cuda}; or give --device cpu"
+        )
     if name != "eager" and work.mode != "inference":
         raise UserError(f"runtime {name} is for inference; training runs with --runtime eager")
     if spec.form and work.amp:

@@ -35,6 +35,7 @@ LEVELS = {
     choices={"level": ("all", "extended", "basic", "disable")},
     needs=("onnx", "onnxscript", "onnxruntime"),
     extra="onnx",
+    for_cuda="onnxruntime-gpu",
     form="onnx",
     suffix=".onnx",
 )
@@ -124,6 +125,6 @@ class OnnxRuntime(Exported):
 def _assigned(session: Any, wanted: str) -> dict[str, int]:
     """Count the nodes that each provider runs; what was asked for where it does not tell."""
     found: collections.Counter[str] = collections.Counter()
-    for part in session.get_provider_graph_assignment_info():
+    for part in getattr(session, "get_provider_graph_assignment_info", list)():
         found[part.ep_name] += len(part.get_nodes())
     return dict(found) or {wanted: 0}

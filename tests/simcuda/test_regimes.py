@@ -78,7 +78,12 @@ def test_a_replay_neither_waits_nor_copies(regimes):
 
 def test_a_graph_tells_the_memory_of_its_capture(regimes):
     eager, graph = (regimes[name]["measured"] for name in REGIMES[:2])
-    assert graph["peak_allocated_mib"] == pytest.approx(eager["peak_allocated_mib"], rel=0.2)
+    # It has a pool and a cuBLAS workspace of its own, beside what eager mode took before.
+    assert (
+        eager["peak_allocated_mib"]
+        <= graph["peak_allocated_mib"]
+        < eager["peak_allocated_mib"] + 64
+    )
     assert graph["peak_reserved_mib"] >= graph["peak_allocated_mib"]
 
 
