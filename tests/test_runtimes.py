@@ -182,7 +182,10 @@ def test_a_mistyped_value_costs_no_worker():
 # ---- answers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["block:dat", "block:dlka", "pvt_v2_b0", "yolov8n+ema"])
+TABLE = "block:dat[position=table,table_size=(12,12)]"
+
+
+@pytest.mark.parametrize("model", ["block:dat", TABLE, "block:dlka", "pvt_v2_b0", "yolov8n+ema"])
 @pytest.mark.parametrize("runtime", [*EXPORTED, "compile[backend=aot_eager]"])
 def test_a_runtime_gives_eagers_answers(model, runtime, tmp_path):
     needs(runtime)
@@ -295,7 +298,7 @@ def test_recompiles_are_counted_and_named(mine, tmp_path):
     assert not trial.parity.right  # it returns something else each time
 
 
-@pytest.mark.parametrize("model", ["block:dat", "block:hat", "block:window[window=4]", "pvt_tiny"])
+@pytest.mark.parametrize("model", ["block:dat", TABLE, "block:hat", "block:window[window=4]"])
 def test_the_zoo_is_one_graph_that_is_compiled_once(model, tmp_path):
     trial = build_trial(case_of(model, "compile[backend=eager]"), tmp_path)
     found = {m.name: m.value for m in trial.measurements}

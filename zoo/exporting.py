@@ -5,7 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+
+
+def traced() -> bool:
+    """Whether TorchScript or torch's older ONNX exporter traces the model, as ultralytics does."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    return torch.onnx.is_in_onnx_export() or tracing
 
 
 @contextlib.contextmanager

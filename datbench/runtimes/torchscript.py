@@ -13,6 +13,7 @@ from datbench.outputs import answers
 from datbench.records import Measurement
 from datbench.runtimes import Exported, Program, Running, runtime
 from datbench.runtimes._export import Deployed, explained
+from zoo.exporting import portable
 
 
 @runtime("torchscript", order=5, form="torchscript", suffix=".torchscript")
@@ -24,7 +25,7 @@ class TorchScript(Exported):
     def export(self, program: Program, file: Path) -> Mapping[str, Any]:
         """Trace the model, put its weights into the graph, and save it."""
         deployed = Deployed(program.model, program.first).eval()
-        with explained("torch.jit.trace", deployed), torch.no_grad():
+        with portable(program.model), explained("torch.jit.trace", deployed), torch.no_grad():
             traced = torch.jit.trace(deployed, (program.inputs,), check_trace=False)
             torch.jit.save(torch.jit.freeze(traced), file)
         return {"exporter": f"torch.jit {torch.__version__}"}

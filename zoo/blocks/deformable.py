@@ -18,6 +18,7 @@ from torch import nn
 from zoo.blocks import _deformable_flex, _deformable_reference
 from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias, band_rows
 from zoo.chunked import Positions, attend
+from zoo.exporting import traced
 from zoo.layers import (
     ChannelNorm,
     checked_impl,
@@ -153,7 +154,7 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend from every pixel of `x` to its group's sampled points."""
-        if self.impl == "reference" or torch.onnx.is_in_onnx_export():
+        if self.impl == "reference" or traced():
             return _deformable_reference.attend(self, x)
         return in_channels_last(self._channels_last, x)
 
