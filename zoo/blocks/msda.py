@@ -82,9 +82,11 @@ class MultiScaleDilatedAttention(nn.Module):
         padding = dilation * (self.kernel_size - 1) // 2
         k, v = (F.unfold(t, self.kernel_size, dilation, padding) for t in (k, v))
         queries = rearrange(q, "b (a d) h w -> b a (h w) 1 d", d=self.head_dim)
+        # Scaled here: on a CPU Inductor takes scaled logits for attention without the axis m.
+        queries = queries * self.scale
         keys = rearrange(k, "b (a d k) m -> b a m d k", d=self.head_dim, k=self.kernel_size**2)
         values = rearrange(v, "b (a d k) m -> b a m k d", d=self.head_dim, k=self.kernel_size**2)
-        weights = self.attn_drop((queries @ keys * self.scale).softmax(-1))
+        weights = self.attn_drop((queries @ keys).softmax(-1))
         return rearrange(weights @ values, "b a m 1 d -> b m (a d)")
 
 
