@@ -98,6 +98,7 @@ def build_trial(case: Case, folder: Path | None = None, *, shaken: bool = False)
     if case.task == "block":
         check_shape(case.named.spec.name, program.inputs, output)
     if case.workload.mode == "train":
+        del output  # a step of training has more room without it
         model = program.model.train()
         step = TrainStep(case, model, program.inputs, program.autocast, device.mark)
         check_output(step())
@@ -115,15 +116,17 @@ def build_program(
     """
     import torch
 
-    from zoo.fusing import fuse
-
     work = case.workload
     torch.manual_seed(work.seed)
     model = case.build().eval()
     if shaken:
         shake(model, work.seed)
     example = load_input(work, case.task)
-    fused = fuse(model, example[:1]) if work.fuse else None
+    fused = None
+    if work.fuse:
+        from zoo.fusing import fuse
+
+        fused = fuse(model, example[:1])
     layout = torch.channels_last if work.channels_last else torch.contiguous_format
     weights = torch.float32 if work.amp else getattr(torch, work.dtype)
     model = model.to(device.name, weights).to(memory_format=layout)

@@ -165,7 +165,7 @@ import multiprocessing, os
 from datbench.worker import serve
 ours, theirs = multiprocessing.Pipe()
 ours.close()  # the worker finds its pipe closed and returns
-serve(theirs, None)
+serve(theirs, None, None)
 os.write(1, b"chatter")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
