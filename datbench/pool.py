@@ -34,6 +34,9 @@ KEEPING = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
+# A worker that is killed leaves semaphores behind, which the tracker removes; that is no news.
+KILLED = {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"}
+
 
 class WorkerFault(Exception):
     """A worker failed, died or hung; the message is the row's error."""
@@ -120,7 +123,8 @@ class Pool:
             from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(self._modules)
-            resource_tracker.ensure_running()  # it unblocks interrupts, so it comes first
+            with _environment(KILLED):
+                resource_tracker.ensure_running()  # it unblocks interrupts, so it comes first
             with _environment(_variables()), _interrupts_blocked():
                 forkserver.ensure_running()
         return self
