@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ from datbench.schedule import profile_protocol
 from zoo import ZooError, detector_yaml, list_blocks
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from datbench.records import Record
     from datbench.reports import Content, ReportFile
@@ -308,10 +308,7 @@ def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
     rows = catalogue.rows(pattern)
     if not rows:
         raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
-    if form == "table":
-        _stdout().print(catalogue.show(rows))
-    else:
-        click.echo(as_text(rows, form, list(rows[0])), nl=False)
+    _print_rows(rows, list(rows[0]), form, lambda: catalogue.show(rows))
 
 
 @cli.command(cls=Variadic)
@@ -593,10 +590,7 @@ def runs(results: Path, form: str) -> None:
     from datbench import history
 
     rows = history.rows(results)
-    if form == "table":
-        _stdout().print(history.show(rows))
-    else:
-        click.echo(as_text(rows, form, history.COLUMNS), nl=False)
+    _print_rows(rows, history.COLUMNS, form, lambda: history.show(rows))
 
 
 @cli.command()
@@ -627,11 +621,9 @@ def diff(run_a: Path, run_b: Path, conditions: tuple[str, ...], results: Path, f
     # Hosts as in reports that others sent, so that one machine is the same on both sides.
     found = differing.difference(*(without_host(side).records for side in sides))
     _tell_damage(folders)
-    if form == "table":
-        _stdout().print(differing.show(found))
-    else:
-        rows = [entry.row() for entry in found.changes]
-        click.echo(as_text(rows, form, differing.COLUMNS), nl=False)
+    rows = [entry.row() for entry in found.changes]
+    _print_rows(rows, differing.COLUMNS, form, lambda: differing.show(found))
+    if form != "table":
         for line in differing.notes(found):
             _complain(line)
     if not found.changes:
@@ -675,11 +667,8 @@ def verify(pattern: str, against: Path | None, number: int | None, seed: int, fo
         claims = verifying.sample(claims, number, seed)
     with _progress() as progress:
         checks, interrupted = _until_interrupted(verifying.verify(claims, progress), len(claims))
-    if form == "table":
-        _stdout().print(verifying.show(checks))
-    else:
-        rows = [check.row() for check in checks]
-        click.echo(as_text(rows, form, verifying.COLUMNS), nl=False)
+    rows = [check.row() for check in checks]
+    _print_rows(rows, verifying.COLUMNS, form, lambda: verifying.show(checks))
     if interrupted:
         sys.exit(INTERRUPTED)
     if not all(check.agrees for check in checks):
@@ -718,11 +707,8 @@ def exportability(
     cases = exporting.cases_of(models, tried, plugins=plugins, **options)
     with _progress() as progress:
         found, interrupted = _until_interrupted(exporting.survivals(cases, progress), len(cases))
-    if form == "table":
-        _stdout().print(exporting.show(found))
-    else:
-        rows = [entry.row() for entry in found]
-        click.echo(as_text(rows, form, exporting.COLUMNS), nl=False)
+    rows = [entry.row() for entry in found]
+    _print_rows(rows, exporting.COLUMNS, form, lambda: exporting.show(found))
     if interrupted:
         sys.exit(INTERRUPTED)
     if any(entry.verdict != exporting.WORKS for entry in found):
@@ -913,14 +899,24 @@ def _tell(columns: Sequence[str], rows: Iterator[dict[str, Any]], number: int, f
                 yield row
 
         found, interrupted = _until_interrupted(noted(), number)
-    if form == "table":
-        _stdout().print(show(columns, found))
-    else:
-        click.echo(as_text(found, form, columns), nl=False)
+    _print_rows(found, columns, form, lambda: show(columns, found))
     if interrupted:
         sys.exit(INTERRUPTED)
     if any(row["error"] for row in found):
         sys.exit(FAILED)
+
+
+def _print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    form: str,
+    show: Callable[[], RenderableType],
+) -> None:
+    """Print rows on stdout, as the table that `show` makes or as text for other programs."""
+    if form == "table":
+        _stdout().print(show())
+    else:
+        click.echo(as_text(rows, form, columns), nl=False)
 
 
 def _until_interrupted(results: Iterator[T], number: int) -> tuple[list[T], bool]:

@@ -9,7 +9,7 @@ torch does its part on one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datbench.inputs import opened, prepared
@@ -61,7 +61,8 @@ class DeployedStep(PartedStep):
         marks = [self.mark()]
         with torch.inference_mode():
             if self._images:
-                for i, pixels in enumerate(self._prepared()):
+                work, task = self._case.workload, self._case.task
+                for i, pixels in enumerate(prepared(self._images, work, task)):
                     self._inputs[i].copy_(pixels)
                 marks.append(self.mark())
             out = self._running.step()
@@ -73,9 +74,6 @@ class DeployedStep(PartedStep):
         if self._threads:
             torch.set_num_threads(self._threads[1])
         return found
-
-    def _prepared(self) -> Iterator[torch.Tensor]:
-        return prepared(self._images, self._case.workload, self._case.task)
 
     def measurements(self) -> Sequence[Measurement]:
         """Count the boxes of a step; random weights find none, so that suppression has no work."""

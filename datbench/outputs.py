@@ -1,12 +1,13 @@
-"""What a model returned, as tensors, and how far two runtimes' answers are apart."""
+"""Whether a model returned numbers, and how far two runtimes' answers are apart."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datbench.records import Measurement
+from zoo.outputs import tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,22 +20,6 @@ FLOOR = 1e-6  # of a tensor's largest magnitude; channels below it are measured 
 
 class BadOutput(Exception):
     """A forward that gives no finite numbers; there is no point in timing it."""
-
-
-def tensors_of(output: Any) -> Iterator[torch.Tensor]:
-    """Tensors in an output: itself, or inside lists, dictionaries and dataclasses."""
-    import torch
-
-    if torch.is_tensor(output):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors_of(value)
-    elif dataclasses.is_dataclass(output):
-        yield from tensors_of(vars(output))
 
 
 def check_output(output: Any) -> None:

@@ -67,8 +67,7 @@ class Case:
     @property
     def returns_more(self) -> bool:
         """Whether its first tensor alone is its answer: the others are what that is made from."""
-        spec = self.named.spec
-        return isinstance(spec, ModelSpec) and spec.takes_blocks
+        return self.named.takes_blocks
 
     @property
     def modules(self) -> list[str]:
@@ -344,8 +343,9 @@ def _check_scope(names: Sequence[Named], scope: str, mode: str, image: str) -> N
         raise UserError("--end-to-end begins with a photograph; leave --image noise out")
     for named in names:
         spec = named.spec
-        ours = isinstance(spec, ModelSpec) and spec.takes_blocks
-        if not ours and (scope == "nms" or isinstance(spec, BlockSpec) or spec.task == "detect"):
+        if not named.takes_blocks and (
+            scope == "nms" or isinstance(spec, BlockSpec) or spec.task == "detect"
+        ):
             can = "detectors of ultralytics" + " and classifiers" * (scope == "end-to-end")
             raise UserError(f"{option} is for {can}; {named} is none")
 

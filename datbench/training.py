@@ -103,7 +103,7 @@ def _loss(model: nn.Module, inputs: torch.Tensor, targets: dict[str, torch.Tenso
     """Cross-entropy of each output that can be logits, or else the mean square of all outputs."""
     import torch.nn.functional as F
 
-    from datbench.outputs import tensors_of
+    from zoo.outputs import tensors_of
 
     outputs = [y for y in tensors_of(model(inputs)) if y.requires_grad]
     logits = [y for y in outputs if y.ndim == 2 and len(y) == len(inputs)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datbench.deployment import DeployedStep
 from datbench.device import Device, open_device
 from datbench.inputs import load_input
-from datbench.outputs import Parity, answers, check_output, parity
+from datbench.outputs import Parity, check_output, parity
 from datbench.parts import PartedStep
 from datbench.plan import Case
 from datbench.records import Measurement
@@ -184,4 +184,4 @@ def compared(program: Program, output: Any, running: Running) -> Parity:
         BadOutput: their shapes differ.
     """
     work, found = program.work, running.outputs(running.step())
-    return parity(answers(output, program.first), found, work.dtype, work.tf32)
+    return parity(program.answers(output), found, work.dtype, work.tf32)

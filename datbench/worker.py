@@ -6,6 +6,7 @@ starts idle and does nothing unless asked, so several can be alive while one is 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import os
@@ -26,7 +27,7 @@ from datbench.metrics.latency import ModuleTimes, Slot, Warmup, time_modules, ti
 from datbench.outputs import BadOutput, Parity, check_output
 from datbench.plan import Case
 from datbench.records import Measurement
-from datbench.runtimes import Exported, ExportFailed, parse_runtime
+from datbench.runtimes import ExportFailed, parse_runtime
 from datbench.trial import Trial, build_program, build_trial, compared
 from zoo import ZooError
 
@@ -147,14 +148,12 @@ class Answers:
         Returns:
             How far its answers are from eager's, and the files, which share a stem.
         """
-        program, _ = build_program(self._case, self._device)
+        program, _ = build_program(self._case, self._device, self._folder)
         output = program.eager()
         check_output(output)
         runtime = parse_runtime(self._case.workload.runtime).make()
-        assert isinstance(runtime, Exported)  # noqa: S101 - others have no files
-        file = self._folder / f"{stem}{runtime.suffix}"
-        runtime.export(program, file)
-        apart = compared(program, output, runtime.load(program, file))
+        running = runtime.start(dataclasses.replace(program, key=stem))
+        apart = compared(program, output, running)
         return apart, sorted(path for path in self._folder.iterdir() if path.stem == stem)
 
     def count(self, fuse: bool) -> Count:

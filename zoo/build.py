@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint import load_checkpoint
 from zoo.names import Named, parse_name
 from zoo.registry import ZooError
-from zoo.spec import BLOCKS, MODELS, PYRAMID, BlockSpec, ModelSpec
+from zoo.spec import BLOCKS, MODELS, PYRAMID, BlockSpec
 
 if TYPE_CHECKING:
     import ultralytics
@@ -142,6 +142,6 @@ def detector_yaml(name: str) -> str:
 
 def _detector(name: str) -> Named:
     named = parse_name(name)
-    if not isinstance(named.spec, ModelSpec) or not named.spec.takes_blocks:
+    if not named.takes_blocks:
         raise ZooError(f"{name} is not a detector of ultralytics; e.g. yolov8n+dat is")
     return named

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from zoo.outputs import tensors_of
 from zoo.registry import ZooError
 
 CLOSE = 1e-3  # of the largest magnitude of an output
@@ -32,7 +32,7 @@ def fuse(model: nn.Module, example: torch.Tensor) -> int:
     """
     before = _norms(model)
     with torch.no_grad():
-        expected = list(_tensors(model(example)))
+        expected = list(tensors_of(model(example)))
     if callable(own := getattr(model, "fuse", None)):
         own(verbose=False) if "verbose" in own.__code__.co_varnames else own()
     for convolution_name, norm_name in _pairs(model, example):
@@ -44,7 +44,7 @@ def fuse(model: nn.Module, example: torch.Tensor) -> int:
             rest = nn.Sequential(norm.drop, norm.act)
         _replace(model, norm_name, rest)
     with torch.no_grad():
-        found = list(_tensors(model(example)))
+        found = list(tensors_of(model(example)))
     if callable(own):  # it may drop what only training reads
         expected, found = expected[:1], found[:1]
     for a, b in zip(expected, found, strict=True):
@@ -91,12 +91,3 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    if torch.is_tensor(output):
-        yield output
-    elif isinstance(output, dict):
-        yield from (t for value in output.values() for t in _tensors(value))
-    elif isinstance(output, list | tuple):
-        yield from (t for value in output for t in _tensors(value))

@@ -71,6 +71,11 @@ class Named:
         return f"{self.spec.source}; {self.block.source}" if self.block else self.spec.source
 
     @property
+    def takes_blocks(self) -> bool:
+        """Whether it is one of ultralytics' detectors, with a block or without."""
+        return isinstance(self.spec, ModelSpec) and self.spec.takes_blocks
+
+    @property
     def summary(self) -> str:
         """What it is, in one line."""
         if self.block is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datbench.counters.rules import NOT_PRODUCTS, TRACED, attention
 from datbench.counters.tally import PRODUCT_AND_SUM, Tally, fill_lists
-from datbench.outputs import tensors_of
+from zoo.outputs import tensors_of
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datbench.counters.rules import DISPATCHED
 from datbench.counters.tally import PRODUCT_AND_SUM, Found, Tally, fill_lists
-from datbench.outputs import tensors_of
+from zoo.outputs import tensors_of
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,12 @@ import importlib.metadata
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datbench.errors import UserError
+from datbench.outputs import answers
 from datbench.records import Measurement, Workload
 from zoo.names import parse_options
 from zoo.registry import Registry, Spec
@@ -99,23 +100,25 @@ class Program:
         dtype = getattr(torch, self.work.dtype)
         return torch.autocast(kind, dtype) if self.work.amp else contextlib.nullcontext()
 
-    @contextlib.contextmanager
-    def context(self) -> Iterator[None]:
-        """The context of a forward: that of its arithmetic, and without gradients.
+    def run(self, model: Callable[[torch.Tensor], Any]) -> Any:
+        """Run a model, or what was made of it, in its arithmetic and without gradients.
 
         What a model keeps of a forward in inference mode cannot be traced later, so a model that
         is to be exported runs without.
         """
         import torch
 
-        traced = bool(parse_runtime(self.work.runtime).spec.form)
+        traced = parse_runtime(self.work.runtime).spec.form
         with torch.no_grad() if traced else torch.inference_mode(), self.autocast():
-            yield
+            return model(self.inputs)
 
     def eager(self) -> Any:
         """Run the model as it is written."""
-        with self.context():
-            return self.model(self.inputs)
+        return self.run(self.model)
+
+    def answers(self, output: Any) -> list[torch.Tensor]:
+        """The tensors of what the model returned that count."""
+        return answers(output, self.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,14 @@ class Running:
     own_threads: bool = False
 
 
+def first_call(step: Callable[[], Any], device: Device) -> Measurement:
+    """Time the first call of a step, until the device is done."""
+    began = time.perf_counter()
+    step()
+    device.wait()
+    return Measurement("first_call_ms", 1000 * (time.perf_counter() - began))
+
+
 class Runtime(abc.ABC):
     """Runs models."""
 
@@ -153,8 +164,6 @@ class ExportFailed(Exception):
 
 class Exported(Runtime):
     """Runs a file that a model was exported to."""
-
-    suffix: str
 
     @abc.abstractmethod
     def export(self, program: Program, file: Path) -> Mapping[str, Any]:
@@ -174,7 +183,7 @@ class Exported(Runtime):
         """Export, unless another process of the run has, and load."""
         with contextlib.ExitStack() as stack:
             folder = program.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            file = folder / f"{program.key}{self.suffix}"
+            file = folder / f"{program.key}{parse_runtime(program.work.runtime).spec.suffix}"
             facts: Mapping[str, Any] = {}
             measured = []
             if not file.exists():

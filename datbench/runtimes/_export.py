@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import linecache
 import logging
@@ -12,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -88,7 +86,7 @@ def explanation(error: BaseException, model: nn.Module | None = None) -> str:
         error = error.__cause__
     names = {id(module): name for name, module in model.named_modules()} if model else {}
     where = operator = ""
-    for frame, line in _frames(error.__traceback__):
+    for frame, line in traceback.walk_tb(error.__traceback__):
         if isinstance(node := frame.f_locals.get("node"), fx.Node):  # being converted
             stack = list(node.meta.get("nn_module_stack", {}).values())
             where = _named(*stack[-1]) if stack else where
@@ -115,10 +113,6 @@ def explanation(error: BaseException, model: nn.Module | None = None) -> str:
     )
 
 
-def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
-    return traceback.walk_tb(trace)
-
-
 def _named(path: str, kind: Any) -> str:
     """A module's name in the user's model, and its class."""
     name = re.sub(rf"^{WRAPPED}\.?", "", path)
@@ -140,8 +134,3 @@ def onnx_program(program: Program, opset: int | None) -> torch.onnx.ONNXProgram:
         )
     assert found is not None  # noqa: S101 - it writes no file itself
     return found
-
-
-def version(package: str) -> str:
-    """Installed version of a package."""
-    return importlib.metadata.version(package)

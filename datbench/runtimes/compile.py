@@ -9,9 +9,9 @@ and names the reasons; what was compiled again while it was warmed up or timed s
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from typing import Any
 import torch
 
 from datbench.errors import UserError
-from datbench.outputs import answers
 from datbench.records import Measurement
-from datbench.runtimes import Program, Running, Runtime, runtime
+from datbench.runtimes import Program, Running, Runtime, first_call, runtime
 from datbench.runtimes._export import explained
 
 SETTLING = 3  # calls after the first, in which sizes that change would make it compile again
@@ -76,18 +75,12 @@ class Compile(Runtime):
             **options,
         )
 
-        def step() -> Any:
-            with program.context():
-                return compiled(program.inputs)
-
+        step = functools.partial(program.run, compiled)
         torch._dynamo.reset()
         utils.counters.clear()
         utils.clear_compilation_metrics()
         with explained("torch.compile", program.model):
-            began = time.perf_counter()
-            step()
-            program.device.wait()
-            first_ms = 1000 * (time.perf_counter() - began)
+            first = first_call(step, program.device)
             breaks = {_reason(why): n for why, n in utils.counters["graph_break"].items()}
             places = [_place(m) for m in utils.get_compilation_metrics() if _resumes(m)]
             for _ in range(SETTLING):
@@ -108,13 +101,13 @@ class Compile(Runtime):
         }
         measured = [
             Measurement("prepare_s", spent_s),
-            Measurement("first_call_ms", first_ms),
+            first,
             Measurement(
                 "graph_breaks", sum(breaks.values()), _told("graph_breaks: ", [*breaks, *places])
             ),
             Measurement("recompiles", len(again), _told("recompiles: ", again)),
         ]
-        return Running(step, lambda out: answers(out, program.first), facts, measured)
+        return Running(step, program.answers, facts, measured)
 
 
 def _resumes(metrics: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 from datbench.device import MIB
-from datbench.outputs import answers
 from datbench.records import Measurement
 from datbench.runtimes import Program, Running, Runtime, runtime
 
@@ -28,10 +27,4 @@ class CudaGraph(Runtime):
             Measurement("prepare_s", time.perf_counter() - began),
             Measurement("peak_allocated_mib", peak / MIB),
         ]
-        return Running(
-            replay,
-            lambda found: answers(found, program.first),
-            {"warm_ups": WARM_UPS},
-            measured,
-            allocates=False,
-        )
+        return Running(replay, program.answers, {"warm_ups": WARM_UPS}, measured, allocates=False)

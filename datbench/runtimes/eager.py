@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datbench.outputs import answers
 from datbench.runtimes import Program, Running, Runtime, runtime
 
 
@@ -12,4 +11,4 @@ class Eager(Runtime):
 
     def start(self, program: Program) -> Running:
         """Nothing is to be done."""
-        return Running(program.eager, lambda out: answers(out, program.first))
+        return Running(program.eager, program.answers)

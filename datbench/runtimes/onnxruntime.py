@@ -8,16 +8,15 @@ has.
 from __future__ import annotations
 
 import collections
-import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datbench.records import Measurement
-from datbench.runtimes import Exported, ExportFailed, Program, Running, runtime
-from datbench.runtimes._export import explained, onnx_program, version
+from datbench.runtimes import Exported, ExportFailed, Program, Running, first_call, runtime
+from datbench.runtimes._export import explained, onnx_program
 
 ELEMENT_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}  # as ONNX counts them
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -46,8 +45,6 @@ class OnnxRuntime(Exported):
         opset: of the file; None leaves it to torch.
         level: of its graph optimisation, "disable", "basic", "extended" or "all".
     """
-
-    suffix = ".onnx"
 
     def __init__(self, *, opset: int | None = None, level: str = "all") -> None:
         self.opset, self.level = opset, level
@@ -101,13 +98,12 @@ class OnnxRuntime(Exported):
             )
             for output in session.get_outputs():
                 binding.bind_output(output.name, **place)
-            began = time.perf_counter()
-            session.run_with_iobinding(binding)
-            first_ms = 1000 * (time.perf_counter() - began)
 
-        def step() -> Any:
-            session.run_with_iobinding(binding)
-            return binding
+            def step() -> Any:
+                session.run_with_iobinding(binding)
+                return binding
+
+            first = first_call(step, program.device)
 
         def outputs(bound: Any) -> list[torch.Tensor]:
             return [torch.from_numpy(array) for array in bound.copy_outputs_to_cpu()]
@@ -118,8 +114,7 @@ class OnnxRuntime(Exported):
             "threads": options.intra_op_num_threads,
             "onnxruntime": ort.__version__,
         }
-        measured = [Measurement("first_call_ms", first_ms)]
-        return Running(step, outputs, facts, measured, allocates=False, own_threads=kind == "cpu")
+        return Running(step, outputs, facts, [first], allocates=False, own_threads=kind == "cpu")
 
 
 def _assigned(session: Any, wanted: str) -> dict[str, int]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datbench.records import Measurement
-from datbench.runtimes import Exported, Program, Running, runtime
-from datbench.runtimes._export import explained, onnx_program, version
+from datbench.runtimes import Exported, Program, Running, first_call, runtime
+from datbench.runtimes._export import explained, onnx_program
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -34,8 +33,6 @@ class OpenVino(Exported):
     Args:
         opset: of the ONNX file in between; None leaves it to torch.
     """
-
-    suffix = ".xml"
 
     def __init__(self, *, opset: int | None = None) -> None:
         self.opset = opset
@@ -75,13 +72,12 @@ class OpenVino(Exported):
             request = compiled.create_infer_request()
             array = program.inputs.detach().numpy()  # shares its memory
             request.set_input_tensor(ov.Tensor(array, shared_memory=True))
-            began = time.perf_counter()
-            request.infer()
-            first_ms = 1000 * (time.perf_counter() - began)
 
-        def step() -> Any:
-            request.infer()
-            return request
+            def step() -> Any:
+                request.infer()
+                return request
+
+            first = first_call(step, program.device)
 
         def outputs(done: Any) -> list[torch.Tensor]:
             return [torch.from_numpy(tensor.data.copy()) for tensor in done.output_tensors]
@@ -92,5 +88,4 @@ class OpenVino(Exported):
             "precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
             "openvino": ov.__version__,
         }
-        measured = [Measurement("first_call_ms", first_ms)]
-        return Running(step, outputs, facts, measured, allocates=False, own_threads=True)
+        return Running(step, outputs, facts, [first], allocates=False, own_threads=True)

@@ -17,8 +17,6 @@ from datbench.runtimes.torchscript import called
 class Pt2(Exported):
     """An exported program, run operator by operator; AOTInductor and ExecuTorch start from it."""
 
-    suffix = ".pt2"
-
     def export(self, program: Program, file: Path) -> Mapping[str, Any]:
         """Trace the model with torch.export, and save the program."""
         exported = exported_program(program)

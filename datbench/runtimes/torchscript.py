@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from datbench.outputs import answers
-from datbench.records import Measurement
-from datbench.runtimes import Exported, Program, Running, runtime
+from datbench.runtimes import Exported, Program, Running, first_call, runtime
 from datbench.runtimes._export import Deployed, explained
 from zoo.exporting import portable
 
@@ -19,8 +18,6 @@ from zoo.exporting import portable
 @runtime("torchscript", order=5, form="torchscript", suffix=".torchscript")
 class TorchScript(Exported):
     """A trace, frozen, as C++ programs load it."""
-
-    suffix = ".torchscript"
 
     def export(self, program: Program, file: Path) -> Mapping[str, Any]:
         """Trace the model, put its weights into the graph, and save it."""
@@ -40,13 +37,7 @@ class TorchScript(Exported):
 def called(program: Program, module: Any) -> Running:
     """Run a module that was loaded; its first call is timed."""
 
-    def step() -> Any:
-        with program.context():
-            return module(program.inputs)
-
+    step = functools.partial(program.run, module)
     with explained("the first call", module if isinstance(module, torch.nn.Module) else None):
-        began = time.perf_counter()
-        step()
-        program.device.wait()
-        first_ms = 1000 * (time.perf_counter() - began)
-    return Running(step, answers, {}, [Measurement("first_call_ms", first_ms)])
+        first = first_call(step, program.device)
+    return Running(step, answers, {}, [first])
