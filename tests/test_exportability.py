@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from datbench.errors import UserError
+from datbench.catalogue import models_of
 from datbench.exportability import (
     FAILS,
     WORKS,
     WRONG,
     Survival,
     cases_of,
-    models_of,
     runtime_of,
     runtimes_for,
     show,
