@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datbench.calibration import latest_calibration
+from datbench.errors import UserError
 from datbench.plan import Plan, make_plan
 from datbench.records import Record
 from datbench.runner import Progress, run
-from datbench.schedule import DEFAULT, QUICK, RIGOROUS, Protocol, profile_protocol
+from datbench.schedule import DEFAULT, Protocol
 from datbench.store import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from datbench.request import Request
+
+# Options of `make_plan` that hold several values in any case, and what a request calls them.
+PLURAL = {
+    "runtimes": "runtime", "checkpoints": "checkpoint", "plugins": "plugin", "input_shape": "input",
+}  # fmt: skip
 
 
 def compare(
@@ -30,8 +38,11 @@ def compare(
 ) -> list[Record]:
     """Measure models against the first of them, or against `baseline`.
 
+    Options with several values, e.g. `batch_size=[1, 8]`, make a sweep: a comparison under each
+    combination of them.
+
     Args:
-        models: names, e.g. ["dat", "swin", "yolov8n+dat"].
+        models: names or patterns, e.g. ["dat", "swin*", "yolov8n+dat"].
         quick: one process pair, no verdicts.
         rigorous: up to 20 process pairs instead of 8.
         budget: seconds after which no further round starts.
@@ -39,15 +50,18 @@ def compare(
         results: folder that gets a folder for this run, with records and raw samples.
         resume: a run to go on with; what it has of these models is not measured again.
         progress: called with what is going on and the fraction that is done.
-        options: as `datbench.plan.make_plan` takes them: device, batch_size, img_size, ...
+        options: as `datbench.plan.make_plan` takes them: device, batch_size, img_size, ...; or
+            of `datbench.request.Request`: executor, gpus, ...
     Returns:
-        One record a model, in order; a model that failed has `error` set.
+        One record a case, in order; one that failed has `error` set.
     Raises:
         UserError, ZooError: (ValueErrors) before anything is measured.
     """
-    protocol = choose_protocol(quick, rigorous, budget, min_effect)
-    where = Path(results), None if resume is None else Path(resume)
-    return run(*prepare("compare", models, protocol, *where, **options), progress)
+    asked = make(
+        "compare", models, quick=quick, rigorous=rigorous, budget=budget,
+        min_effect=100 * min_effect, **options,
+    )  # fmt: skip
+    return _measured(asked, results, resume, progress)
 
 
 def profile(
@@ -64,9 +78,94 @@ def profile(
 
     Arguments, result and errors are those of `compare`.
     """
-    protocol = profile_protocol(rigorous, budget)
+    asked = make("profile", models, rigorous=rigorous, budget=budget, **options)
+    return _measured(asked, results, resume, progress)
+
+
+def make(
+    command: str, models: Sequence[str], *, quick: bool = False, rigorous: bool = False,
+    **options: Any,
+) -> Request:  # fmt: skip
+    """Make a request of the options of a command, by their names in `make_plan`."""
+    from datbench.request import make_request
+
+    if quick and rigorous:
+        raise UserError("--quick and --rigorous exclude each other; give one of them")
+    tier = "quick" if quick else "rigorous" if rigorous else "default"
+    given = {PLURAL.get(name, name): _plain(value) for name, value in options.items()}
+    return make_request(
+        {"command": command, "models": _plain(models), "tier": tier}
+        | {name: value for name, value in given.items() if value is not None}
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, absolute: a plan is read elsewhere."""
+    if isinstance(value, os.PathLike):
+        return str(Path(value).absolute())
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a request came to.
+
+    Args:
+        folder: of the run.
+        records: one a case that was begun.
+        complete: whether everything came to its planned end.
+    """
+
+    folder: RunFolder
+    records: list[Record]
+    complete: bool
+
+
+def execute(
+    request: Request,
+    results: Path,
+    resume: Path | None = None,
+    progress: Progress = lambda _, __: None,
+    confirm: Callable[[str], bool] = lambda _: False,
+) -> Outcome:
+    """Measure what is asked for, in a new run folder or in one to go on with.
+
+    Args:
+        request: what is asked for.
+        results: folder that gets a folder for this run.
+        resume: a run to go on with.
+        progress: called with what is going on and the fraction that is done.
+        confirm: asks the user a question.
+    Raises:
+        UserError, ZooError: before anything is measured.
+    """
+    from datbench.calibration import latest_calibration
+    from datbench.executors import EXECUTORS, make_executor
+    from datbench.sweep import Sweep
+
+    sweep = Sweep(request, elsewhere=EXECUTORS[request.executor].elsewhere)
+    first = sweep.unit(0)  # whatever the user can put right shows here
+    executor = make_executor(request, confirm)
+    if request.command == "compare" and sweep.is_plain:
+        sweep.calibration = latest_calibration(results, first.cases[0].workload)
+    single = sweep.is_plain and not sweep.is_product
+    if resume is None:
+        folder = RunFolder.create(results, request.command)
+    else:
+        folder = find_run(resume, results)
+        if not single and folder.size:
+            raise UserError(f"{folder.path} is a single {request.command}; leave --resume out")
+    request.save(folder.path)
+    if single:
+        records = run(sweep.unit(0), folder, progress)
+        return Outcome(folder, records, not any("interrupted" in r.flags for r in records))
+    complete = executor.run(sweep, folder, progress)
+    return Outcome(folder, folder.records() if folder.has_records else [], complete)
+
+
+def _measured(request: Request, results: Any, resume: Any, progress: Progress) -> list[Record]:
     where = Path(results), None if resume is None else Path(resume)
-    return run(*prepare("profile", models, protocol, *where, **options), progress)
+    return execute(request, *where, progress).records
 
 
 def prepare(
@@ -74,22 +173,8 @@ def prepare(
     models: Sequence[str],
     protocol: Protocol,
     results: Path,
-    resume: Path | None = None,
     **options: Any,
 ) -> tuple[Plan, RunFolder]:
-    """Plan a run and make its folder, or find it; whatever the user can put right shows here."""
+    """Plan a run and make its folder; whatever the user can put right shows here."""
     plan = make_plan(models, command=command, protocol=protocol, **options)
-    if command == "compare":
-        known = latest_calibration(results, plan.cases[0].workload)
-        plan = dataclasses.replace(plan, calibration=known)
-    if resume is None:
-        return plan, RunFolder.create(results, command)
-    return plan, find_run(resume, results)
-
-
-def choose_protocol(
-    quick: bool, rigorous: bool, budget: float | None, min_effect: float
-) -> Protocol:
-    """Return the protocol of a comparison."""
-    tier = QUICK if quick else RIGOROUS if rigorous else DEFAULT
-    return dataclasses.replace(tier, budget_s=budget, min_effect=min_effect)
+    return plan, RunFolder.create(results, command)

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from datbench.errors import UserError
 from zoo import external, list_blocks, list_models
 from zoo.names import PLACEMENTS, parse_name
 from zoo.spec import MODELS, ModelSpec
@@ -37,6 +38,25 @@ def rows(pattern: str = "*") -> list[dict[str, Any]]:
         return [facts(name) for name in fnmatch.filter(names(pattern), pattern)]
     found = map(facts, names(pattern))
     return [r for r in found if fnmatch.filter([r["model"], *r["aliases"].split()], pattern)]
+
+
+def models_of(pattern: str) -> list[str]:
+    """Models, detectors with blocks, and blocks alone under "block:", that match a pattern.
+
+    What has neither * nor ? is the name of one model, of a user's too.
+
+    Raises:
+        UserError: nothing matches.
+    """
+    if not set(pattern) & set("*?"):
+        return [pattern]
+    blocks = [f"block:{name}" for name in list_blocks(pattern.removeprefix("block:"))]
+    found = list_models(pattern)
+    if pattern == "*" or pattern.startswith("block:") or not found:
+        found += blocks
+    if not found:
+        raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
+    return found
 
 
 def facts(name: str) -> dict[str, Any]:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import rich_click as click
 from click.shell_completion import CompletionItem
 
 from datbench import catalogue
-from datbench.api import choose_protocol, prepare
+from datbench.api import execute, make, prepare
 from datbench.errors import UserError
-from datbench.plan import add_plugins, make_plan
+from datbench.plan import DTYPES, MODES, add_plugins, make_plan
 from datbench.rows import as_text
 from datbench.runtimes import RUNTIMES
-from datbench.schedule import profile_protocol
 from zoo import ZooError, detector_yaml, list_blocks
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from datbench.records import Record
     from datbench.reports import Content, ReportFile
-    from datbench.schedule import Protocol
+    from datbench.request import Request
     from datbench.store import RunFolder
 
 FAILED, USAGE, FLAGGED, GATED, INTERRUPTED = 1, 2, 3, 4, 130
@@ -74,21 +74,47 @@ def _complain(text: str) -> None:
 
 
 class Variadic(click.RichCommand):
-    """A command whose `--models` takes every word up to the next option."""
+    """A command some of whose options take several words: `--models dat swin`.
 
-    OPTION = "--models"
+    `--models` takes every word up to the next option, the others those that look like a value of
+    theirs, so that models may stand behind them. `--slurm-KEY VALUE` becomes `--slurm KEY=VALUE`.
+    """
+
+    SEVERAL: ClassVar[Mapping[str, Callable[[str], object]]] = {
+        "--models": bool,
+        "--batch-size": str.isdecimal,
+        "--img-size": str.isdecimal,
+        "--input": lambda word: re.fullmatch(r"\d+x\d+x\d+", word),
+        "--dtype": DTYPES.__contains__,
+        "--mode": MODES.__contains__,
+        "--runtime": lambda word: word.partition("[")[0] in RUNTIMES,
+    }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the option before each further word, as click reads it."""
+        """Repeat an option before each further word of its own, as click reads it."""
+        takes = {name for option in self.params for name in option.opts}
         words: list[str] = []
-        inside = False
-        for word in args:
+        option = ""  # whose words may follow
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            if word.startswith("--slurm-") and "--slurm" in takes:
+                name, equals, value = word.removeprefix("--slurm-").partition("=")
+                if not equals and rest and not rest[0].startswith("-"):
+                    value, equals = rest.pop(0), "="
+                words += ["--slurm", f"{name.replace('-', '_')}={value if equals else 'true'}"]
+                option = ""
+                continue
             if word.startswith("-"):
-                inside = word == self.OPTION or word.startswith(f"{self.OPTION}=")
-            elif inside and words[-1] != self.OPTION:
-                words.append(self.OPTION)
+                option = word.partition("=")[0]
+            elif words and words[-1] != option:
+                several = self.SEVERAL.get(option) if option in takes else None
+                if several is not None and several(word):
+                    words.append(option)
+                else:
+                    option = ""
             words.append(word)
-        ctx.meta["datbench.inside"] = inside
+        ctx.meta["datbench.inside"] = option == "--models"
         return super().parse_args(ctx, words)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -165,48 +191,64 @@ PLUGIN = click.option(
     metavar="FILE.py",
     help='File with blocks or models of yours, under @zoo.block("name"). Repeatable.',
 )
-BATCH = click.option(
-    "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Inputs in a step."
-)
-SHAPE = _all(
-    click.option(
-        "--img-size",
-        type=click.IntRange(1),
-        help="Side of the input in pixels; each model's own by default.",
-    ),
-    click.option(
-        "--input",
-        "input_shape",
-        metavar="CxHxW",
-        help="Shape of one input instead; blocks alone need it.",
-    ),
-)
-ARITHMETIC = _all(
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "float16", "bfloat16"]),
-        default="float32",
-        show_default=True,
-        help="Type of weights and input.",
-    ),
+
+
+def _workload(*, several: bool) -> dict[str, Callable[[Any], Any]]:
+    """Options of a workload; `several` lets those that span a sweep have many values."""
+    more: dict[str, Any] = {"multiple": True} if several else {}
+
+    def option(*names: str, text: str, default: Any, **facts: Any) -> Callable[[Any], Any]:
+        if default is not None:
+            facts |= {"default": [default] if several else default, "show_default": True}
+        return click.option(*names, help=text + " Several: a sweep." * several, **more, **facts)
+
+    return {
+        "batch": option(
+            "--batch-size", type=click.IntRange(1), default=1, text="Inputs in a step."
+        ),
+        "shape": _all(
+            option(
+                "--img-size",
+                type=click.IntRange(1),
+                default=None,
+                text="Side of the input in pixels; each model's own by default.",
+            ),
+            option(
+                "--input",
+                "input_shape",
+                metavar="CxHxW",
+                default=None,
+                text="Shape of one input instead; blocks alone need it.",
+            ),
+        ),
+        "dtype": option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            default="float32",
+            text="Type of weights and input.",
+        ),
+        "mode": option(
+            "--mode",
+            type=click.Choice(MODES),
+            default="inference",
+            text="A forward, or a training step: forward and loss, backward, optimiser.",
+        ),
+    }
+
+
+ONE, MANY = _workload(several=False), _workload(several=True)
+BATCH, SHAPE = ONE["batch"], ONE["shape"]
+LAYOUT = _all(
     click.option("--amp", is_flag=True, help="Run under autocast, weights in float32."),
     click.option("--channels-last", is_flag=True, help="Memory format of weights and input."),
 )
+ARITHMETIC = _all(ONE["dtype"], LAYOUT)
 OPTIMIZER = click.option(
     "--optimizer",
     type=click.Choice(["adamw", "sgd"]),
     help="Of a training step; adamw by default.",
 )
-MODE = _all(
-    click.option(
-        "--mode",
-        type=click.Choice(["inference", "train"]),
-        default="inference",
-        show_default=True,
-        help="A forward, or a training step: forward and loss, backward, optimiser.",
-    ),
-    OPTIMIZER,
-)
+MODE = _all(ONE["mode"], OPTIMIZER)
 RUNTIME = click.option(
     "--runtime",
     "runtimes",
@@ -234,55 +276,112 @@ SCOPE = _all(
         help="Time from a decoded photograph to boxes or classes, and tell the parts apart.",
     ),
 )
-WORKLOAD = _all(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    BATCH,
-    SHAPE,
+
+
+def _measuring(of: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Options of what is measured, with those of a workload."""
+    return _all(
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+        ),
+        of["batch"],
+        of["shape"],
+        click.option(
+            "--image",
+            default="photo",
+            metavar="FILE",
+            help="A photograph, or 'noise'; the photographs that ultralytics ships by default.",
+        ),
+        of["dtype"],
+        LAYOUT,
+        HALF,
+        of["mode"],
+        OPTIMIZER,
+        RUNTIME,
+        FUSE,
+        SCOPE,
+        click.option(
+            "--tf32", is_flag=True, help="CUDA: products of float32 factors cut to 10 bits."
+        ),
+        click.option(
+            "--cudnn-benchmark/--no-cudnn-benchmark",
+            default=True,
+            show_default=True,
+            help="CUDA: let cuDNN try its algorithms.",
+        ),
+        click.option(
+            "--cold-cache", is_flag=True, help="CUDA: overwrite the L2 cache before each iteration."
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            help="CPU threads of one operator; all usable cores by default.",
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Of weights, noise and order."
+        ),
+        click.option(
+            "--checkpoint",
+            "checkpoints",
+            multiple=True,
+            metavar="[MODEL=]FILE",
+            help="Weights, as safetensors or a state dict. Repeatable.",
+        ),
+        click.option("--rigorous", is_flag=True, help="More processes, for smaller differences."),
+        click.option(
+            "--budget",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="Start no further round after this time.",
+        ),
+        PLUGIN,
+    )
+
+
+WORKLOAD = _measuring(MANY)
+EXECUTION = _all(
     click.option(
-        "--image",
-        default="photo",
-        metavar="FILE",
-        help="A photograph, or 'noise'; the photographs that ultralytics ships by default.",
-    ),
-    ARITHMETIC,
-    HALF,
-    MODE,
-    RUNTIME,
-    FUSE,
-    SCOPE,
-    click.option("--tf32", is_flag=True, help="CUDA: products of float32 factors cut to 10 bits."),
-    click.option(
-        "--cudnn-benchmark/--no-cudnn-benchmark",
-        default=True,
+        "--executor",
+        default="local",
         show_default=True,
-        help="CUDA: let cuDNN try its algorithms.",
+        metavar="NAME",
+        help="Where it is measured: local, or slurm.",
     ),
     click.option(
-        "--cold-cache", is_flag=True, help="CUDA: overwrite the L2 cache before each iteration."
+        "--gpus",
+        metavar="all|0,1",
+        help="GPUs of this machine that work side by side, each on a case of its own.",
     ),
     click.option(
-        "--threads",
-        type=click.IntRange(1),
-        help="CPU threads of one operator; all usable cores by default.",
-    ),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of weights, noise and order."
-    ),
-    click.option(
-        "--checkpoint",
-        "checkpoints",
+        "--slurm",
         multiple=True,
-        metavar="[MODEL=]FILE",
-        help="Weights, as safetensors or a state dict. Repeatable.",
+        metavar="KEY=VALUE",
+        help="What sbatch is told, also as --slurm-KEY VALUE: --slurm-partition P "
+        "--slurm-gres gpu:1 --slurm-time 1:00:00 --slurm-array-parallelism 4 ...",
     ),
-    click.option("--rigorous", is_flag=True, help="More processes, for smaller differences."),
     click.option(
-        "--budget",
-        type=click.FloatRange(0, min_open=True),
-        metavar="SECONDS",
-        help="Start no further round after this time.",
+        "--retries",
+        type=click.IntRange(0),
+        default=2,
+        show_default=True,
+        help="Slurm: how often a job that ended early is tried again.",
     ),
-    PLUGIN,
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="List the cases with predicted memory and expected time, and measure nothing.",
+    ),
+)
+GATING = _all(
+    click.option(
+        "--fail-if",
+        "conditions",
+        multiple=True,
+        metavar="'slower>5%'",
+        help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
+    ),
+    click.option("--strict", is_flag=True, help="Exit with 3 if a row is flagged."),
+    click.option("--verbose", is_flag=True, help="Also tell where the time went."),
 )
 
 
@@ -321,6 +420,7 @@ def list_(pattern: str, form: str, plugins: tuple[Path, ...]) -> None:
     help="Levels of the tree; 2 by default, all of them in csv and json.",
 )
 @click.option("--time-modules", is_flag=True, help="Time each module too, with --by-module.")
+@EXECUTION
 @WORKLOAD
 @OUTPUT
 @RESULTS
@@ -352,18 +452,21 @@ def profile(
     _settle(options)
     if counts and (options["resume"] or options["form"] not in ("table", "csv", "json")):
         raise UserError("a count has no run to --resume, and is printed as table, csv or json")
-    if not by_module and not by_op:
-        protocol = profile_protocol(rigorous, budget)
-        _exit_on_faults(_measure("profile", models, protocol, **options))
+    shown = _shown(options)
+    if not counts:
+        request = make("profile", models, rigorous=rigorous, budget=budget, **options)
+        _exit_on_faults(_measure(request, **shown))
         return
+    _one(options)
     if rigorous or budget is not None or options["mode"] == "train":
         raise UserError(
             "--rigorous and --budget are for measuring, and so is --mode train; leave them out of "
             "a count"
         )
-    for name in ("results", "resume", "runtimes", "fuse", "scope"):
+    for name in ("runtimes", "fuse", "scope", "executor", "gpus", "slurm", "retries"):
         del options[name]
-    _break_down(models, by_op, depth, time_modules, **options)
+    kept = {name: shown[name] for name in ("outputs", "include_host", "form")}
+    _break_down(models, by_op, depth, time_modules, **kept, **options)
 
 
 @cli.command(cls=Variadic)
@@ -385,15 +488,8 @@ def profile(
     metavar="PERCENT",
     help="Difference below which two models count as the same.",
 )
-@click.option(
-    "--fail-if",
-    "conditions",
-    multiple=True,
-    metavar="'slower>5%'",
-    help="Exit with 4 if a model's whole interval lies beyond; or 'faster>N%'. Repeatable.",
-)
-@click.option("--strict", is_flag=True, help="Exit with 3 if a row is flagged.")
-@click.option("--verbose", is_flag=True, help="Also tell where the time went.")
+@GATING
+@EXECUTION
 @WORKLOAD
 @OUTPUT
 @RESULTS
@@ -411,18 +507,44 @@ def compare(
     **options: Any,
 ) -> None:
     """Measure models against each other, interleaved, and say which differences are real."""
-    from datbench.gate import Gate, failures, unjudged
-
     _settle(options)
-    if quick and rigorous:
-        raise UserError("--quick and --rigorous exclude each other; give one of them")
     if quick and conditions:
         raise UserError("--fail-if needs verdicts, which --quick has not; leave one of them out")
-    if conditions and len(models) * max(1, len(options["runtimes"])) < 2:
+    shown = _shown(options)
+    request = make(
+        "compare", models, quick=quick, rigorous=rigorous, budget=budget, min_effect=min_effect,
+        **options,
+    )  # fmt: skip
+    _gated(request, conditions, strict, **shown)
+
+
+@cli.command("run", cls=Variadic)
+@click.argument("plan", type=click.Path(path_type=Path))
+@GATING
+@click.option("--dry-run", is_flag=True, help="List the cases, and measure nothing.")
+@OUTPUT
+@RESULTS
+@RESUME
+@_format(*PRINTED)
+def run_(plan: Path, conditions: tuple[str, ...], strict: bool, **shown: Any) -> None:
+    """Measure what a PLAN file asks for; every run folder holds the plan that made it.
+
+    PLAN is TOML with the options of compare and profile: models, batch_size, dtype, runtime, ...
+    """
+    from datbench.request import PLAN, read_request
+
+    request = read_request(plan / PLAN if plan.is_dir() else plan)
+    _gated(request, conditions, strict, **shown)
+
+
+def _gated(request: Request, conditions: Sequence[str], strict: bool, **shown: Any) -> None:
+    """Measure, and exit as the conditions ask for."""
+    from datbench.gate import Gate, failures, unjudged
+
+    if conditions and len(request.models) * max(1, len(request.runtime)) < 2:
         raise UserError("--fail-if needs a comparison; give two models or more")
     gates = [Gate.parse(text) for text in conditions]
-    protocol = choose_protocol(quick, rigorous, budget, min_effect / 100)
-    records = _measure("compare", models, protocol, **options)
+    records = _measure(request, **shown)
     reasons = list(failures(records, gates))
     for reason in reasons:
         _complain(reason)
@@ -445,7 +567,7 @@ def compare(
     show_default=True,
     help="Process pairs; in multiples of 5 none is left out.",
 )
-@WORKLOAD
+@_measuring(ONE)
 @RESULTS
 def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
     """Compare MODEL with itself: the noise of this machine, and what it can tell apart.
@@ -702,7 +824,7 @@ def exportability(
 
     _settle(options)
     add_plugins(plugins)
-    models = list(dict.fromkeys(m for p in patterns or "*" for m in exporting.models_of(p)))
+    models = list(dict.fromkeys(m for p in patterns or "*" for m in catalogue.models_of(p)))
     tried = exporting.runtimes_for(options["device"], runtimes)
     cases = exporting.cases_of(models, tried, plugins=plugins, **options)
     with _progress() as progress:
@@ -782,42 +904,74 @@ def yolo_yaml(model: str, plugins: tuple[Path, ...]) -> None:
 
 
 def _settle(options: dict[str, Any]) -> None:
-    """Replace flags that stand for a value: --half, --nms, --end-to-end."""
+    """Replace flags that stand for a value: --half, --nms, --end-to-end; read --slurm."""
     half, nms, whole = (options.pop(name, False) for name in ("half", "nms", "end_to_end"))
-    if half and options["dtype"] == "bfloat16":
+    dtypes = options["dtype"]
+    if half and "bfloat16" in dtypes:
         raise UserError("--half is float16; leave it or --dtype bfloat16 out")
     if nms and whole:
         raise UserError("--end-to-end has --nms in it; give one of them")
     if half:
-        options["dtype"] = "float16"
+        options["dtype"] = "float16" if isinstance(dtypes, str) else ("float16",)
     options["scope"] = "nms" if nms else "end-to-end" if whole else "forward"
+    if "slurm" in options:
+        options["slurm"] = dict(map(_slurm, options["slurm"]))
+
+
+def _slurm(text: str) -> tuple[str, str | bool]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"--slurm {text}: expected KEY=VALUE, e.g. partition=gpu")
+    return name, True if value == "true" else value
+
+
+def _one(options: dict[str, Any]) -> None:
+    """Take the one value of options that may have several elsewhere."""
+    for name in ("batch_size", "img_size", "input_shape", "dtype", "mode"):
+        values = options[name]
+        if len(values) > 1:
+            option = name.removesuffix("_shape").replace("_", "-")
+            told = ", ".join(map(str, values))
+            raise UserError(f"--{option} takes one value here; got {told}")
+        options[name] = values[0] if values else None
+
+
+SHOWN = ("outputs", "include_host", "results", "resume", "form", "verbose", "dry_run")
+
+
+def _shown(options: dict[str, Any]) -> dict[str, Any]:
+    """Take what is not measured but done with it out of the options of a command."""
+    return {name: options.pop(name) for name in SHOWN if name in options}
 
 
 def _measure(
-    command: str,
-    models: Sequence[str],
-    protocol: Protocol,
+    request: Request,
     *,
     outputs: Sequence[Path],
     include_host: bool,
     results: Path,
+    resume: Path | None,
     form: str,
     verbose: bool = False,
-    **options: Any,
+    dry_run: bool = False,
 ) -> list[Record]:
-    """Plan, run, show and write; a run that Ctrl-C ended exits here."""
+    """Run, show and write; a run that Ctrl-C ended exits here."""
     from datbench.reports import check_output, gather, tell_of_samples
     from datbench.reports.txt import account
-    from datbench.runner import run
 
     for output in outputs:
         check_output(output)
-    plan, folder = prepare(command, models, protocol, results, **options)
+    if dry_run:
+        if outputs or resume:
+            raise UserError("--dry-run measures nothing; leave --output and --resume out")
+        _forecast(request, results, form)
+        return []
     with _progress() as progress:
-        records = run(plan, folder, progress)
-    interrupted = any("interrupted" in record.flags for record in records)
-    if interrupted and not any(record.measurements for record in records):
-        raise click.Abort  # there is nothing to show
+        outcome = execute(request, results, resume, progress, _confirm)
+    records, folder = outcome.records, outcome.folder
+    if not outcome.complete and not any(record.measurements for record in records):
+        click.echo(f"Interrupted; what there is: {folder.path}", err=True)
+        sys.exit(INTERRUPTED)
     samples = tell_of_samples([form, *(output.suffix[1:] for output in outputs)])
     content = gather([folder], records=records, samples=samples)
     _tell_damage([folder])
@@ -826,17 +980,48 @@ def _measure(
         _stdout().print("", account(records), sep="\n")
     _write(content, outputs, include_host)
     click.echo(f"Records and samples: {folder.path}", err=True)
-    if interrupted:
+    if not outcome.complete:
         sys.exit(INTERRUPTED)
     return records
+
+
+def _forecast(request: Request, results: Path, form: str) -> None:
+    """List the cases of a request with what they would need."""
+    from datbench import forecast
+    from datbench.executors import EXECUTORS
+    from datbench.sweep import Sweep
+
+    if form not in ("table", "csv", "json"):
+        raise UserError(f"--dry-run is printed as table, csv or json; got {form}")
+    sweep = Sweep(request, elsewhere=EXECUTORS[request.executor].elsewhere)
+    with _progress() as progress:
+        found, interrupted = _until_interrupted(
+            forecast.rows(sweep, results, progress), sweep.cases
+        )
+    _print_rows(found, forecast.COLUMNS, form, lambda: forecast.show(found))
+    if interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _confirm(question: str) -> bool:
+    """Ask on the terminal; the answer is no where there is none."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        return False
 
 
 def _exit_on_faults(records: Sequence[Record]) -> None:
     """Exit with 1 if a model failed, with 130 if Ctrl-C ended the run."""
     if any("interrupted" in record.flags for record in records):
         sys.exit(INTERRUPTED)
-    if any(record.error for record in records):
+    failed = [record for record in records if record.error]
+    if any("impossible" not in record.flags for record in failed):
         sys.exit(FAILED)
+    if records and len(failed) == len(records):
+        sys.exit(FAILED)  # nothing was possible
 
 
 def _break_down(
@@ -928,7 +1113,7 @@ def _until_interrupted(results: Iterator[T], number: int) -> tuple[list[T], bool
     except KeyboardInterrupt:
         if not found:
             raise click.Abort from None
-        click.echo(f"Interrupted after {len(found)} of {number} models.", err=True)
+        click.echo(f"Interrupted after {len(found)} of {number}.", err=True)
         return found, True
     return found, False
 

@@ -115,11 +115,8 @@ def resolve_device(name: str) -> str:
     Raises:
         UserError: the device is not there.
     """
+    check_device(name)
     kind, _, index = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (
-        index and not (kind == "cuda" and index.isdecimal())
-    ):
-        raise UserError(f"no device named {name!r}; expected auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return "cpu"
     count = count_cuda_devices()
@@ -132,6 +129,18 @@ def resolve_device(name: str) -> str:
             f"device {name} is not there: there are {count}, cuda:0 to cuda:{count - 1}"
         )
     return f"cuda:{int(index or 0)}"
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        UserError: it reads as none.
+    """
+    kind, colon, index = name.partition(":")
+    right = kind == "cuda" and index.isdecimal() if colon else kind in ("auto", "cpu", "cuda")
+    if not right:
+        raise UserError(f"no device named {name!r}; expected auto, cpu, cuda or cuda:N")
 
 
 def count_cuda_devices() -> int:

@@ -20,7 +20,6 @@ from datbench.plan import Case, make_plan
 from datbench.pool import Pool, WorkerFault
 from datbench.runtimes import RUNTIMES
 from datbench.schedule import DEFAULT
-from zoo import list_blocks, list_models
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,25 +66,6 @@ class Survival:
             self.tolerance, self.seconds, self.reason or None,
         )  # fmt: skip
         return dict(zip(COLUMNS, values, strict=True))
-
-
-def models_of(pattern: str) -> list[str]:
-    """Models, detectors with blocks, and blocks alone under "block:", that match a pattern.
-
-    What has neither * nor ? is the name of one model, of a user's too.
-
-    Raises:
-        UserError: nothing matches.
-    """
-    if not set(pattern) & set("*?"):
-        return [pattern]
-    blocks = [f"block:{name}" for name in list_blocks(pattern.removeprefix("block:"))]
-    found = list_models(pattern)
-    if pattern == "*" or pattern.startswith("block:") or not found:
-        found += blocks
-    if not found:
-        raise UserError(f"nothing in the zoo matches {pattern!r}; see `datbench list`")
-    return found
 
 
 def runtimes_for(device: str, names: Sequence[str]) -> list[str]:

@@ -27,6 +27,8 @@ FLAGS: Mapping[str, str] = {
     "compiled again: the note names what to keep constant.",
     "no_boxes": "The detector found nothing, as random weights do, so that post-processing is "
     "cheaper than it will be: give it trained weights with --checkpoint.",
+    "impossible": "A sweep's product holds cases that cannot be, such as a size that a model does "
+    "not take; nothing was tried: the row says why.",
     "oom": "The device has too little memory for this model, so that there is no latency: choose a "
     "smaller --batch-size or a smaller type.",
     "simulated": "The device only pretends to work, so that its times and throughput mean nothing: "

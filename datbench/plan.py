@@ -12,11 +12,11 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datbench.device import resolve_device, usable_cores
+from datbench.device import check_device, resolve_device, usable_cores
 from datbench.errors import UserError
 from datbench.inputs import check_image
 from datbench.records import SCOPES, Calibration, Workload
@@ -24,6 +24,7 @@ from datbench.runtimes import check_runtime, parse_runtime
 from datbench.schedule import DEFAULT, Protocol
 from zoo.names import Named, parse_name
 from zoo.plugins import load_plugin
+from zoo.registry import ZooError
 from zoo.spec import BlockSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Plan:
         command: names the run folder.
         shell: the whole command that measures this, as a shell reads it.
         calibration: of this machine, to stand in the records.
+        impossible: labels of cases that cannot be, and why; they are rows without figures.
     """
 
     cases: tuple[Case, ...]
@@ -138,6 +140,7 @@ class Plan:
     command: str
     shell: str = ""
     calibration: Calibration | None = None
+    impossible: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def make_plan(
@@ -166,6 +169,8 @@ def make_plan(
     image: str = "photo",
     checkpoints: Sequence[str] = (),
     plugins: Sequence[str | os.PathLike[str]] = (),
+    lenient: bool = False,
+    elsewhere: bool = False,
 ) -> Plan:
     """Resolve every name and option; nothing is built and torch is not imported.
 
@@ -195,6 +200,9 @@ def make_plan(
         image: "photo", "noise" or a file.
         checkpoints: "FILE", or "MODEL=FILE" where there are several models.
         plugins: files with blocks and models of the user's, see `zoo.load_plugin`.
+        lenient: keep cases that cannot be, each with its reason, instead of raising.
+        elsewhere: the plan is for another machine: whether its device is there is not asked, and
+            threads are left to it.
     Raises:
         UserError, ZooError: something cannot work; the message says what would.
     """
@@ -204,27 +212,34 @@ def make_plan(
         raise UserError("no model given; name at least one, e.g. dat")
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    _check_mode(mode, optimizer, dtype, amp)
+    impossible: dict[str, str] = {}
+
+    def check(labels: Iterable[str], looked_at: Callable[..., None], *arguments: Any) -> None:
+        try:
+            looked_at(*arguments)
+        except (UserError, ZooError) as error:
+            if not lenient:
+                raise
+            for label in labels:
+                impossible.setdefault(label, str(error))
+
     for what, number in (("batch size", batch_size), ("threads", threads), ("img size", img_size)):
         if number is not None and number < 1:
             raise UserError(f"{what} is {number}; expected 1 or more")
-    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        raise UserError(
-            "OMP_WAIT_POLICY is ACTIVE: threads of waiting models would take the cores of the one "
-            "that is timed; unset it"
-        )
+    _check_waiting()
     check_image(image)
     files = add_plugins(plugins)
     names = [parse_name(model) for model in models]
     shapes = [_shape(named, img_size, input_shape) for named in names]
-    where = resolve_device(device)
+    where = _named_device(device) if elsewhere else resolve_device(device)
     if where == "cpu" and (cold_cache or tf32):
         option = "--cold-cache" if cold_cache else "--tf32"
         raise UserError(f"{option} is for CUDA devices; the device is {where}")
     if amp and dtype == "float32":
         dtype = "bfloat16" if where == "cpu" else "float16"
     chosen = [parse_runtime(text) for text in runtimes or ("eager",)]
-    _check_scope(names, scope, mode, image)
+    if scope not in SCOPES:
+        raise UserError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
     bare = _labels([str(named) for named in names])
     weights = _checkpoints(checkpoints, models, bare)
     cells = [*itertools.product(chosen, zip(bare, names, shapes, strict=True))]
@@ -253,7 +268,7 @@ def make_plan(
                 fuse=fuse,
                 scope=scope,
                 image=image,
-                threads=threads or usable_cores(),
+                threads=threads or (0 if elsewhere else usable_cores()),
                 seed=seed,
             ),
             weights.get(own),
@@ -261,11 +276,17 @@ def make_plan(
         )
         for label, (how, (own, named, shape)) in zip(labels, cells, strict=True)
     )
-    for how in chosen:
-        check_runtime(how, cases[0].workload)
+    check(labels, _check_mode, mode, optimizer, dtype, amp)
+    for case, (how, (_, named, _)) in zip(cases, cells, strict=True):
+        check([case.label], _check_size, named, case.workload)
+        check([case.label], _check_scope, named, scope, mode, image)
+        check([case.label], check_runtime, how, case.workload)
     compares = command != "profile"
+    possible = [label for label in labels if label not in impossible]
     against = _baseline(baseline, [*models] * len(chosen), labels) if compares else None
-    shell = _shell(
+    if against in impossible and baseline is None:
+        against = next(iter(possible), None)
+    words = shell(
         command,
         models,
         protocol,
@@ -287,15 +308,15 @@ def make_plan(
         tf32=tf32,
         no_cudnn_benchmark=not cudnn_benchmark,
         cold_cache=cold_cache,
-        threads=cases[0].workload.threads,
+        threads=cases[0].workload.threads or None,
         seed=seed,
         checkpoint=checkpoints,
         plugin=plugins,
     )
-    return Plan(cases, protocol, against, command, shell)
+    return Plan(cases, protocol, against, command, words, impossible=impossible)
 
 
-def _shell(command: str, models: Sequence[str], protocol: Protocol, **options: Any) -> str:
+def shell(command: str, models: Sequence[str], protocol: Protocol, **options: Any) -> str:
     """Write a plan as a command; options that say nothing new are left out, the device is not."""
     words = ["datbench", command]
     words += ["--models", *models] if command == "compare" else models[:1]
@@ -305,6 +326,8 @@ def _shell(command: str, models: Sequence[str], protocol: Protocol, **options: A
     usual = {"batch_size": 1, "seed": 0, "image": "photo", "mode": "inference", "dtype": "float32"}
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
+        if isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]  # noqa: PLW2901
         if value is True:
             words.append(option)
         elif isinstance(value, list | tuple):
@@ -320,6 +343,14 @@ def _shell(command: str, models: Sequence[str], protocol: Protocol, **options: A
     return shlex.join(words)
 
 
+def _check_waiting() -> None:
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
+        raise UserError(
+            "OMP_WAIT_POLICY is ACTIVE: threads of waiting models would take the cores of the one "
+            "that is timed; unset it"
+        )
+
+
 def _check_mode(mode: str, optimizer: str | None, dtype: str, amp: bool) -> None:
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is not one of {', '.join(MODES)}")
@@ -331,9 +362,13 @@ def _check_mode(mode: str, optimizer: str | None, dtype: str, amp: bool) -> None
         raise UserError("float16 weights do not train; give --amp --dtype float16, or bfloat16")
 
 
-def _check_scope(names: Sequence[Named], scope: str, mode: str, image: str) -> None:
-    if scope not in SCOPES:
-        raise UserError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
+def _named_device(name: str) -> str:
+    """The device that a name means on a machine that has it."""
+    check_device(name)
+    return "cuda:0" if name == "cuda" else name
+
+
+def _check_scope(named: Named, scope: str, mode: str, image: str) -> None:
     if scope == "forward":
         return
     option = f"--{scope}"
@@ -341,13 +376,19 @@ def _check_scope(names: Sequence[Named], scope: str, mode: str, image: str) -> N
         raise UserError(f"{option} is for inference; leave --mode {mode} out")
     if scope == "end-to-end" and image == "noise":
         raise UserError("--end-to-end begins with a photograph; leave --image noise out")
-    for named in names:
-        spec = named.spec
-        if not named.takes_blocks and (
-            scope == "nms" or isinstance(spec, BlockSpec) or spec.task == "detect"
-        ):
-            can = "detectors of ultralytics" + " and classifiers" * (scope == "end-to-end")
-            raise UserError(f"{option} is for {can}; {named} is none")
+    if not named.takes_blocks and (
+        scope == "nms" or isinstance(named.spec, BlockSpec) or named.spec.task == "detect"
+    ):
+        can = "detectors of ultralytics" + " and classifiers" * (scope == "end-to-end")
+        raise UserError(f"{option} is for {can}; {named} is none")
+
+
+def _check_size(named: Named, work: Workload) -> None:
+    """Refuse an input that the model cannot take."""
+    channels, h, w = work.input_shape
+    if isinstance(named.spec, ModelSpec) and named.spec.channels not in (None, channels):
+        raise UserError(f"{named} takes images, 3xHEIGHTxWIDTH; got {channels}x{h}x{w}")
+    named.check_input(h, w)
 
 
 def add_plugins(plugins: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -396,13 +437,10 @@ def _shape(named: Named, img_size: int | None, text: str | None) -> tuple[int, i
         if match is None or not all(int(n) for n in match.groups()):
             raise UserError(f"input {text!r} is not CHANNELSxHEIGHTxWIDTH, e.g. 256x20x20")
         channels, h, w = map(int, match.groups())
-        if isinstance(named.spec, ModelSpec) and named.spec.channels not in (None, channels):
-            raise UserError(f"{named} takes images, 3xHEIGHTxWIDTH; got {text}")
     elif isinstance(named.spec, BlockSpec):
         raise UserError(f"{named} needs the feature map that it stands on: --input 256x20x20")
     else:
         channels, h, w = 3, *_sides(named, img_size)
-    named.check_input(h, w)
     return channels, h, w
 
 

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -131,9 +132,19 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         """End all workers."""
+        self._stop()
+        self._folder.cleanup()
+
+    def renew(self) -> None:
+        """End all workers, and drop what they shared: what follows has nothing to do with them."""
+        self._stop()
+        for path in Path(self._folder.name).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _stop(self) -> None:
         for worker in self._workers:
             worker.stop()
-        self._folder.cleanup()
+        self._workers.clear()
 
     def start(self, case: Case) -> Worker:
         """Start a worker for a case; it builds nothing until asked."""

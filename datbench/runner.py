@@ -10,6 +10,7 @@ has a process pair for itself. A run that was cut short goes on where its sample
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import os
@@ -46,7 +47,16 @@ Progress = Callable[[str, float], None]
 MOST_OF_A_PAIR = 0.75  # of the time of the last pair; for less than that no other is started
 
 
-def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) -> list[Record]:
+class OtherMachine(UserError):
+    """A run cannot go on here, because it was begun on another machine."""
+
+
+def run(
+    plan: Plan,
+    folder: RunFolder,
+    progress: Progress = lambda _, __: None,
+    pool: Pool | None = None,
+) -> list[Record]:
     """Measure every case and keep each record in `folder` as soon as it says something new.
 
     A case that fails becomes a record with `error`, and the others go on. Ctrl-C ends the
@@ -57,13 +67,15 @@ def run(plan: Plan, folder: RunFolder, progress: Progress = lambda _, __: None) 
         plan: what to measure.
         folder: where records and samples go.
         progress: called with what is going on and the fraction that is done.
+        pool: starts the workers; one for this run by default.
     Raises:
-        UserError: another process measures in `folder`, or it is of another machine.
+        UserError: another process measures in `folder`.
+        OtherMachine: it is of another machine.
     """
     with folder.measuring():
         run_ = Run(plan, folder, progress)
         run_.resume()
-        run_.measure()
+        run_.measure(pool)
         return run_.finish()
 
 
@@ -82,6 +94,10 @@ class Run:
         self.arms = [
             Arm(case, Environment(**facts, threads=case.workload.threads)) for case in plan.cases
         ]
+        for arm in self.arms:
+            if arm.label in plan.impossible:
+                arm.error = plan.impossible[arm.label]
+                arm.warnings.append("impossible: nothing was tried")
         self._next_pair = 0
         self.started = time.monotonic()
         self.interrupted = False
@@ -155,16 +171,17 @@ class Run:
             )
         known = record.machine[:2]
         if known != (here.host, here.cpu_name):
-            raise UserError(
+            raise OtherMachine(
                 f"{self.folder.path} was measured on {' '.join(known)}, and this is {here.host} "
                 f"{here.cpu_name}: figures of two machines do not mix; leave --resume out"
             )
 
-    def measure(self) -> None:
+    def measure(self, pool: Pool | None = None) -> None:
         """Measure everything, or until Ctrl-C."""
+        own = Pool(self.plan.protocol.timeout_s, self.plan.cases)
         try:
-            with Pool(self.plan.protocol.timeout_s, self.plan.cases) as pool:
-                self._measure(pool)
+            with own if pool is None else contextlib.nullcontext(pool) as pool_:
+                self._measure(pool_)
         except KeyboardInterrupt:
             self.interrupted = True
 
@@ -232,7 +249,7 @@ class Run:
         with arm.spending("facts, MACs and memory"):
             facts = worker.ask("facts")
             if arm.measurements and facts["device_name"] != arm.environment.device_name:
-                raise UserError(
+                raise OtherMachine(
                     f"{self.folder.path} was measured on {arm.environment.device_name}, and this "
                     f"is {facts['device_name']}; leave --resume out"
                 )

@@ -45,6 +45,14 @@ DEFAULT = Protocol(looks=(5, 8), rounds=4, name="default")
 RIGOROUS = Protocol(looks=(5, 8, 12, 20), rounds=4, name="rigorous")
 
 
+def choose_protocol(
+    quick: bool, rigorous: bool, budget: float | None, min_effect: float
+) -> Protocol:
+    """Return the protocol of a comparison."""
+    tier = QUICK if quick else RIGOROUS if rigorous else DEFAULT
+    return dataclasses.replace(tier, budget_s=budget, min_effect=min_effect)
+
+
 def profile_protocol(rigorous: bool, budget_s: float | None) -> Protocol:
     """Return the protocol of a profile: nothing is compared, so one look at the end."""
     tier, pairs = (RIGOROUS, DEFAULT.looks[0]) if rigorous else (QUICK, 1)

@@ -1,14 +1,18 @@
-"""Run folders: `results/<timestamp>-<command>/` with records.jsonl and samples.jsonl.
+"""Run folders: `results/<timestamp>-<command>/` with plan.toml, records.jsonl and samples.jsonl.
 
 Both files are only appended to, a line at a time, under a lock, so that several processes may
 write to one folder. A model's record is written again as its samples grow; the last one of a key
 and label counts. `samples.jsonl` holds every timed iteration in the order of measurement, one slot
 a line. A line that a kill or a full disk cut off is left out and reported.
+
+A sweep has such files for each of its units, in `parts/<unit>/`, so that machines that share the
+folder never write to one file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -25,7 +29,7 @@ try:
 except ImportError:  # not on Windows: one process a folder there
     fcntl = None  # type: ignore[assignment]
 
-RECORDS, SAMPLES = "records.jsonl", "samples.jsonl"
+RECORDS, SAMPLES, PARTS = "records.jsonl", "samples.jsonl", "parts"
 NAME = re.compile(r"(\d{8}T\d{6})Z-\w")
 
 
@@ -34,18 +38,33 @@ class RunFolder:
 
     Args:
         path: the folder.
+        run_id: of the run that it is a part of; its own name by default.
 
     Its `damage` tells of lines that could not be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run_id: str = "") -> None:
         self.path = path
+        self.run_id = run_id or path.name
         self.damage: list[str] = []
 
-    @property
-    def run_id(self) -> str:
-        """Name of the folder."""
-        return self.path.name
+    def part(self, name: str) -> RunFolder:
+        """Return the part of a unit, whose folder is made if it is not there."""
+        path = self.path / PARTS / name
+        path.mkdir(parents=True, exist_ok=True)
+        return RunFolder(path, self.run_id)
+
+    def parts(self) -> list[RunFolder]:
+        """Return the parts in the order of their names, but those that were set aside."""
+        paths = sorted((self.path / PARTS).glob("*"))
+        return [RunFolder(path, self.run_id) for path in paths if not path.suffix]
+
+    def set_aside(self) -> None:
+        """Leave a part out from now on, because others do not go on with what it holds."""
+        numbers = itertools.count(1)
+        paths = (self.path.with_suffix(f".aside{number}") for number in numbers)
+        self.path.rename(next(path for path in paths if not path.exists()))
+        self.path.mkdir()
 
     @classmethod
     def create(cls, results: Path, command: str) -> RunFolder:
@@ -98,7 +117,7 @@ class RunFolder:
     @property
     def has_records(self) -> bool:
         """Whether anything was measured here."""
-        return (self.path / RECORDS).is_file()
+        return (self.path / RECORDS).is_file() or any(part.has_records for part in self.parts())
 
     def append(self, record: Record) -> None:
         """Write a record and wait until it and its samples are on disk."""
@@ -111,40 +130,52 @@ class RunFolder:
         """Write the samples of one slot."""
         self._append(SAMPLES, slot, sync=False)
 
-    def records(self) -> list[Record]:
+    @property
+    def size(self) -> int:
+        """Bytes of its own records."""
+        path = self.path / RECORDS
+        return path.stat().st_size if path.exists() else 0
+
+    def records(self, since: int = 0) -> list[Record]:
         """Read the latest record of each model, in order of first appearance.
 
+        Args:
+            since: bytes of its own records that are passed over.
         Raises:
             UserError: the folder holds no records, or those of a newer version.
         """
-        path = self.path / RECORDS
         if not self.has_records:
             raise UserError(f"{self.path} is no run folder: it has no {RECORDS}")
         latest: dict[tuple[str, str], Record] = {}
-        for number, data in self._lines(RECORDS):
+        for place, data in self._lines(RECORDS, since):
             try:
                 record = Record.from_json(data)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}, line {number} cannot be read: {error}") from error
+                raise UserError(f"{place} cannot be read: {error}") from error
             latest[record.model, record.key] = record
         return list(latest.values())
 
     def samples(self) -> list[dict[str, Any]]:
         """Read the timed slots in the order of measurement."""
-        present = (self.path / SAMPLES).is_file()
-        return [slot for _, slot in self._lines(SAMPLES)] if present else []
+        return [slot for _, slot in self._lines(SAMPLES)]
 
-    def _lines(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and content of each line that is whole."""
-        with (self.path / name).open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    if line.strip():
-                        yield number, json.loads(line)
-                except ValueError:
-                    told = f"{self.path / name}, line {number} is damaged and was left out"
-                    if told not in self.damage:
-                        self.damage.append(told)
+    def _lines(self, name: str, since: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield place and content of each line that is whole, those of parts at the end."""
+        own = self.path / name
+        if own.is_file():
+            with own.open("rb") as file:
+                file.seek(since)
+                for number, line in enumerate(file, start=1):
+                    try:
+                        if line.strip():
+                            yield f"{own}, line {number}", json.loads(line)
+                    except ValueError:
+                        told = f"{own}, line {number} is damaged and was left out"
+                        if told not in self.damage:
+                            self.damage.append(told)
+        for part in self.parts():
+            yield from part._lines(name)
+            self.damage += [told for told in part.damage if told not in self.damage]
 
     def _append(self, name: str, data: Mapping[str, Any], *, sync: bool) -> None:
         line = json.dumps(data, allow_nan=False).encode() + b"\n"
@@ -170,8 +201,12 @@ def _cut_off(file: Any) -> bool:
 
 def run_folders(results: Path) -> list[RunFolder]:
     """Return the runs under `results`, the one last written to at the end."""
-    found = sorted(results.glob(f"*/{RECORDS}"), key=lambda path: (path.stat().st_mtime, path))
-    return [RunFolder(path.parent) for path in found]
+    written: dict[Path, float] = {}
+    for pattern in (RECORDS, f"{PARTS}/*/{RECORDS}"):
+        for file in results.glob(f"*/{pattern}"):
+            folder = results / file.relative_to(results).parts[0]
+            written[folder] = max(written.get(folder, 0.0), file.stat().st_mtime)
+    return [RunFolder(path) for path in sorted(written, key=lambda path: (written[path], path))]
 
 
 def latest_run(results: Path) -> RunFolder:

@@ -360,7 +360,7 @@ def test_an_interrupt_keeps_what_was_found_before_it(capsys):
         raise KeyboardInterrupt
 
     assert _until_interrupted(results(), 5) == ([1, 2], True)
-    assert capsys.readouterr().err == "Interrupted after 2 of 5 models.\n"
+    assert capsys.readouterr().err == "Interrupted after 2 of 5.\n"
     assert _until_interrupted(iter("ab"), 2) == (["a", "b"], False)
     with pytest.raises(click.Abort):
         _until_interrupted(map(_interrupted, [1]), 1)

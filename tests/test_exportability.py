@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from datbench.catalogue import models_of
 from datbench.errors import UserError
 from datbench.exportability import (
     FAILS,
@@ -17,7 +18,6 @@ from datbench.exportability import (
     WRONG,
     Survival,
     cases_of,
-    models_of,
     runtime_of,
     runtimes_for,
     show,

@@ -1,0 +1,117 @@
+"""Where the units of a sweep are measured: one executor per file, under `@executor(name)`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from datbench.errors import UserError
+from datbench.pool import Pool
+from datbench.records import Record
+from datbench.request import Request
+from datbench.runner import OtherMachine, Progress, run
+from datbench.store import RunFolder
+from datbench.sweep import Parts, Sweep
+from datbench.turns import turn
+from zoo.registry import Registry, Spec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutorSpec(Spec):
+    """An executor.
+
+    Args:
+        elsewhere: whether it measures on other machines than this one.
+        needs: modules that it imports.
+        extra: of datbench, that installs those.
+    """
+
+    elsewhere: bool = False
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    def missing(self) -> str:
+        """Say what must be installed first; "" if all is there."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return f"{absent[0]} is not installed; pip install 'datbench[{self.extra}]'" * bool(absent)
+
+
+EXECUTORS: Registry[ExecutorSpec] = Registry(
+    "executor", "datbench.executors", "executor", ExecutorSpec
+)
+executor = EXECUTORS.register
+
+
+Confirm = Callable[[str], bool]
+
+
+class Executor(abc.ABC):
+    """Measures the units of a sweep.
+
+    Args:
+        request: what is asked for; whatever is wrong with it shows here.
+        confirm: asks the user a question.
+    """
+
+    def __init__(self, request: Request, confirm: Confirm) -> None:
+        self.request, self.confirm = request, confirm
+
+    @abc.abstractmethod
+    def run(self, sweep: Sweep, folder: RunFolder, progress: Progress) -> bool:
+        """Measure each unit that `folder` does not hold yet, in its part of the folder.
+
+        Returns:
+            Whether everything came to its planned end; Ctrl-C ends it earlier.
+        """
+
+
+def measure(
+    sweep: Sweep,
+    number: int,
+    parts: Parts,
+    progress: Progress,
+    *,
+    device: str | None = None,
+    pool: Pool | None = None,
+) -> list[Record]:
+    """Measure a unit on this machine, or go on with it.
+
+    What another machine, device or version left of it is set aside: figures do not mix.
+
+    Args:
+        sweep, number: say which.
+        parts: of the run folder.
+        progress: called with what is going on and the fraction of the unit that is done.
+        device: instead of the one that was asked for.
+        pool: starts its workers.
+    """
+    plan = sweep.unit(number, device)
+    part = parts.of(number, plan)
+    with turn(
+        plan.cases[0].workload.device,
+        lambda: progress("waiting for another datbench on this machine", 0.0),
+    ):
+        keys = {case.key for case in plan.cases}
+        if part.has_records and any(record.key not in keys for record in part.records()):
+            part.set_aside()
+        try:
+            return run(plan, part, progress, pool)
+        except OtherMachine:
+            part.set_aside()
+            return run(plan, part, progress, pool)
+
+
+def make_executor(request: Request, confirm: Confirm = lambda _: False) -> Executor:
+    """Make the executor of a request.
+
+    Raises:
+        UserError, ZooError: there is none of that name, or it cannot work here.
+    """
+    spec = EXECUTORS[request.executor]
+    if missing := spec.missing():
+        raise UserError(f"executor {spec.name}: {missing}")
+    made: Any = spec.load()(request, confirm)
+    return made

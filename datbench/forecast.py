@@ -1,0 +1,209 @@
+"""What a request would come to: its cases, the memory that they need and the time that they take.
+
+Memory is predicted as by `datbench predict`. Time is that of an earlier run of the same case where
+there is one, and otherwise a guess: multiply-adds, at the rate of earlier runs on this machine or
+at one that is merely usual, through the protocol's rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datbench.device import MIB
+from datbench.pair import SWITCH_MS
+from datbench.plan import Case, Plan
+from datbench.records import Record
+from datbench.schedule import pair_rounds, slot_iterations
+from datbench.store import run_folders
+from datbench.sweep import Sweep, is_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = (
+    "unit", "model", "input", "dtype", "mode", "runtime", "batch_size", "predicted_peak_mib",
+    "expected_s", "expected_by", "error",
+)  # fmt: skip
+ALWAYS = {"unit", "model", "predicted_peak_mib", "expected_s"}  # columns of the table for people
+TITLES = {"predicted_peak_mib": "predicted\npeak MiB", "expected_s": "expected\ntime"}
+START_S, COUNT_S = 1.5, 2.0  # to start, build and warm up a model; to count and weigh it, about
+RATE = {"cpu": 50e9, "cuda": 2e12}  # multiply-adds a second where nothing was measured yet
+LEAST_MS = 2.0  # of a step, whatever its multiply-adds
+TRAINED = 3.0  # forwards that a training step takes, about
+EARLIER, RATED, USUAL = "earlier run", "rate of earlier runs", "usual rate"
+
+
+def rows(
+    sweep: Sweep, results: Path, progress: Callable[[str, float], None]
+) -> Iterator[dict[str, Any]]:
+    """A row of `COLUMNS` for each case, unit by unit."""
+    known = [record for folder in run_folders(results) for record in _readable(folder)]
+    for number, plan in enumerate(sweep):
+        progress(f"unit {number + 1}: {plan.cases[0].label}", number / len(sweep))
+        times = _Times(plan, known)
+        for case in plan.cases:
+            work = case.workload
+            row = dict.fromkeys(COLUMNS) | {
+                "unit": number + 1,
+                "model": case.label,
+                "input": "x".join(map(str, work.input_shape)),
+                "dtype": work.arithmetic,
+                "mode": work.step,
+                "runtime": work.execution,
+                "batch_size": work.batch_size,
+            }
+            if case.label in plan.impossible:
+                yield row | {"error": plan.impossible[case.label]}
+                continue
+            try:
+                peak = _peak_mib(_portable(case)) if work.runtime == "eager" else None
+                expected_s, by = times.of(case)
+            except Exception as error:  # noqa: BLE001 - a model may raise anything; others go on
+                yield row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+                continue
+            yield row | {"predicted_peak_mib": peak, "expected_s": expected_s, "expected_by": by}
+
+
+def _readable(folder: Any) -> list[Record]:
+    from datbench.errors import UserError
+
+    try:
+        return list(folder.records())
+    except UserError:
+        return []
+
+
+class _Times:
+    """Seconds that the cases of a unit will take."""
+
+    def __init__(self, plan: Plan, known: Sequence[Record]) -> None:
+        self._plan = plan
+        self._known = known
+        self._rates: list[float] = []
+        kind = plan.cases[0].workload.device.partition(":")[0]
+        for record in known:
+            values, work = record.values, record.workload
+            median, macs = values.get("latency_ms_median"), values.get("macs")
+            alike = work.device.partition(":")[0] == kind and work.mode == "inference"
+            if median and macs and alike:
+                self._rates.append(1000 * macs * work.batch_size / median)
+        self._rate = statistics.median(self._rates) if self._rates else RATE[kind]
+
+    def of(self, case: Case) -> tuple[float, str]:
+        """Seconds, and what tells."""
+        for record in reversed(self._known):
+            if record.model == case.label and not record.error and is_of(record, self._plan):
+                return sum(record.spent_s.values()), EARLIER
+        return self._guessed(case), RATED if self._rates else USUAL
+
+    def _guessed(self, case: Case) -> float:
+        protocol = self._plan.protocol
+        pairs = protocol.looks[-1]
+        shared = self._plan.baseline is not None
+        arms = [c for c in self._plan.cases if c.label not in self._plan.impossible]
+        steps = [self._step_ms(arm) for arm in (arms if shared else [case])]
+        slots = [slot_iterations(step) * step / 1000 for step in steps]
+        timed_s = 2 * sum(slots)
+        untimed_s = 2 * sum(max(SWITCH_MS, step) for step in steps) / 1000
+        rounds = pair_rounds(protocol.rounds, START_S * len(steps), timed_s, untimed_s)
+        total_s = COUNT_S * len(steps) + pairs * (
+            START_S * len(steps) + rounds * (timed_s + untimed_s)
+        )
+        if protocol.budget_s is not None:
+            total_s = min(total_s, protocol.budget_s + COUNT_S * len(steps))
+        return total_s / len(steps)
+
+    def _step_ms(self, case: Case) -> float:
+        work = case.workload
+        trained = TRAINED if work.mode == "train" else 1.0
+        return max(LEAST_MS, 1000 * trained * work.batch_size * _macs(_single(case)) / self._rate)
+
+
+def _portable(case: Case) -> Case:
+    """The same case for whatever machine."""
+    work = dataclasses.replace(case.workload, device="cuda:0", threads=1)
+    return dataclasses.replace(case, label="", workload=work)
+
+
+def _single(case: Case) -> Case:
+    """A forward of one input, as multiply-adds are counted."""
+    work = dataclasses.replace(
+        _portable(case).workload, batch_size=1, mode="inference", optimizer=None, dtype="float32",
+        amp=False, runtime="eager",
+    )  # fmt: skip
+    return dataclasses.replace(case, label="", workload=work)
+
+
+@functools.lru_cache(maxsize=4096)
+def _peak_mib(case: Case) -> float:
+    from datbench.prediction import predict
+
+    return predict(case).peak_allocated / MIB
+
+
+@functools.lru_cache(maxsize=4096)
+def _macs(case: Case) -> float:
+    import torch
+
+    from datbench.counters import built_from, count
+
+    work = case.workload
+    images = torch.empty(work.batch_size, *work.input_shape, device="meta")
+    return float(count(built_from(case, fuse=False), images).macs or 0)
+
+
+def show(found: Sequence[dict[str, Any]]) -> RenderableType:
+    """Lay the cases out as a table, with the sum of their times below."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from datbench.memory import NOTE
+    from datbench.reports.txt import plain_table
+
+    table = plain_table()
+    varied = {c for c in COLUMNS if len({row[c] for row in found}) > 1} | ALWAYS
+    shown = [column for column in COLUMNS if column in varied and column != "error"]
+    for column in shown:
+        title = TITLES.get(column, column.replace("_", " "))
+        words = column in ("model", "input", "dtype", "mode", "runtime", "expected_by")
+        table.add_column(Text(title), justify="left" if words else "right")
+    for row in found:
+        cells = (_cell(column, row[column]) for column in shown)
+        table.add_row(*map(Text, cells), style="red" if row["error"] else "")
+    errors = [f"{row['model']} cannot be: {row['error']}" for row in found if row["error"]]
+    return Group(table, "", *map(Text, dict.fromkeys(errors)), Text(summary(found)), Text(NOTE))
+
+
+def _cell(column: str, value: Any) -> str:
+    from datbench.reports.cells import rounded
+
+    if value is None:
+        return ""
+    if column == "expected_s":
+        return duration(value)
+    return rounded(value) if isinstance(value, float) else str(value)
+
+
+def summary(found: Sequence[dict[str, Any]]) -> str:
+    """Say in a line how many cases there are and what they take."""
+    seconds = sum(row["expected_s"] or 0.0 for row in found)
+    guessed = sum(row["expected_by"] not in (None, EARLIER) for row in found)
+    impossible = sum(row["error"] is not None for row in found)
+    told = f"{len(found)} cases in {len({row['unit'] for row in found})} units"
+    told += f", {impossible} of them impossible" if impossible else ""
+    told += f"; about {duration(seconds)} on one device"
+    return told + (f", a guess for {guessed} of them." if guessed else ".")
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for people: "40 s", "12 min" or "3 h 20 min"."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

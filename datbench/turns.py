@@ -1,0 +1,72 @@
+"""Turns on one machine: never two cases on one GPU, and nothing beside a case on the processor.
+
+Processes of one user wait for each other by locks on files in the folder for temporary files. A
+case on a GPU shares the machine with those on other GPUs; one on the processor has it alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: nobody waits there
+    fcntl = None  # type: ignore[assignment]
+
+POLL_S = 0.2
+
+
+@contextlib.contextmanager
+def turn(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Have a device to oneself.
+
+    Args:
+        device: "cpu" or "cuda:N".
+        waiting: called once if somebody else has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    alone = device == "cpu"
+    with contextlib.ExitStack() as stack:
+        told = False
+        wanted = [("machine", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)]
+        wanted += [] if alone else [(_physical(device), fcntl.LOCK_EX)]
+        for name, kind in wanted:
+            file = os.open(_folder() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, file)
+            while not _locked(file, kind):
+                if not told:
+                    waiting()
+                    told = True
+                time.sleep(POLL_S)
+        yield
+
+
+def _locked(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _physical(device: str) -> str:
+    """Name a GPU as the machine does, for CUDA_VISIBLE_DEVICES counts anew."""
+    index = int(device.partition(":")[2] or 0)
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    name = visible[index] if index < len(visible) and visible[index] else str(index)
+    return f"cuda-{name.replace('/', '-')}"
+
+
+def _folder() -> Path:
+    """A folder for the locks of this user."""
+    owner = os.getuid() if hasattr(os, "getuid") else "all"
+    path = Path(tempfile.gettempdir()) / f"datbench-turns-{owner}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
