@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,66 +105,59 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a request came to.
-
-    Args:
-        folder: of the run.
-        records: one a case that was begun.
-        complete: whether everything came to its planned end.
-    """
-
-    folder: RunFolder
-    records: list[Record]
-    complete: bool
-
-
-def execute(
-    request: Request,
-    results: Path,
-    resume: Path | None = None,
-    progress: Progress = lambda _, __: None,
-    confirm: Callable[[str], bool] = lambda _: False,
-) -> Outcome:
-    """Measure what is asked for, in a new run folder or in one to go on with.
+class Execution:
+    """A request that is ready to be measured, in a run folder.
 
     Args:
         request: what is asked for.
         results: folder that gets a folder for this run.
         resume: a run to go on with.
-        progress: called with what is going on and the fraction that is done.
-        confirm: asks the user a question.
     Raises:
-        UserError, ZooError: before anything is measured.
-    """
-    from datbench.calibration import latest_calibration
-    from datbench.executors import EXECUTORS, make_executor
-    from datbench.sweep import Sweep
+        UserError, ZooError: whatever the user can put right.
 
-    sweep = Sweep(request, elsewhere=EXECUTORS[request.executor].elsewhere)
-    first = sweep.unit(0)  # whatever the user can put right shows here
-    executor = make_executor(request, confirm)
-    if request.command == "compare" and sweep.is_plain:
-        sweep.calibration = latest_calibration(results, first.cases[0].workload)
-    single = sweep.is_plain and not sweep.is_product
-    if resume is None:
-        folder = RunFolder.create(results, request.command)
-    else:
-        folder = find_run(resume, results)
-        if not single and folder.size:
-            raise UserError(f"{folder.path} is a single {request.command}; leave --resume out")
-    request.save(folder.path)
-    if single:
-        records = run(sweep.unit(0), folder, progress)
-        return Outcome(folder, records, not any("interrupted" in r.flags for r in records))
-    complete = executor.run(sweep, folder, progress)
-    return Outcome(folder, folder.records() if folder.has_records else [], complete)
+    Its `complete` tells whether everything came to its planned end.
+    """
+
+    def __init__(self, request: Request, results: Path, resume: Path | None = None) -> None:
+        from datbench.calibration import latest_calibration
+        from datbench.executors import EXECUTORS, make_executor
+        from datbench.sweep import Sweep
+
+        self._sweep = Sweep(request, elsewhere=EXECUTORS[request.executor].elsewhere)
+        first = self._sweep.unit(0)
+        self.executor = make_executor(request)
+        if request.command == "compare" and self._sweep.is_plain:
+            self._sweep.calibration = latest_calibration(results, first.cases[0].workload)
+        self._single = self._sweep.is_plain and not self._sweep.is_product
+        if resume is None:
+            self.folder = RunFolder.create(results, request.command)
+        else:
+            self.folder = find_run(resume, results)
+            if not self._single and self.folder.size:
+                raise UserError(
+                    f"{self.folder.path} is a single {request.command}, and this is a "
+                    "sweep; leave --resume out"
+                )
+        request.save(self.folder.path)
+        self.complete = False
+
+    def run(self, progress: Progress = lambda _, __: None) -> list[Record]:
+        """Measure, and return a record for each case that was begun.
+
+        Args:
+            progress: called with what is going on and the fraction that is done.
+        """
+        if self._single:
+            records = run(self._sweep.unit(0), self.folder, progress)
+            self.complete = not any("interrupted" in record.flags for record in records)
+            return records
+        self.complete = self.executor.run(self._sweep, self.folder, progress)
+        return self.folder.records() if self.folder.has_records else []
 
 
 def _measured(request: Request, results: Any, resume: Any, progress: Progress) -> list[Record]:
     where = Path(results), None if resume is None else Path(resume)
-    return execute(request, *where, progress).records
+    return Execution(request, *where).run(progress)
 
 
 def prepare(

@@ -15,7 +15,7 @@ import rich_click as click
 from click.shell_completion import CompletionItem
 
 from datbench import catalogue
-from datbench.api import execute, make, prepare
+from datbench.api import Execution, make, prepare
 from datbench.errors import UserError
 from datbench.plan import DTYPES, MODES, add_plugins, make_plan
 from datbench.rows import as_text
@@ -966,10 +966,16 @@ def _measure(
             raise UserError("--dry-run measures nothing; leave --output and --resume out")
         _forecast(request, results, form)
         return []
+    execution = Execution(request, results, resume)
     with _progress() as progress:
-        outcome = execute(request, results, resume, progress, _confirm)
-    records, folder = outcome.records, outcome.folder
-    if not outcome.complete and not any(record.measurements for record in records):
+        records = execution.run(progress)
+    folder = execution.folder
+    if jobs := execution.executor.under_way:
+        if _confirm(f"Cancel {len(jobs)} jobs that are not finished?"):
+            execution.executor.cancel()
+        else:
+            click.echo(f"{len(jobs)} jobs go on; --resume {folder.path} follows them", err=True)
+    if not execution.complete and not any(record.measurements for record in records):
         click.echo(f"Interrupted; what there is: {folder.path}", err=True)
         sys.exit(INTERRUPTED)
     samples = tell_of_samples([form, *(output.suffix[1:] for output in outputs)])
@@ -980,7 +986,7 @@ def _measure(
         _stdout().print("", account(records), sep="\n")
     _write(content, outputs, include_host)
     click.echo(f"Records and samples: {folder.path}", err=True)
-    if not outcome.complete:
+    if not execution.complete:
         sys.exit(INTERRUPTED)
     return records
 
@@ -1018,7 +1024,7 @@ def _exit_on_faults(records: Sequence[Record]) -> None:
     if any("interrupted" in record.flags for record in records):
         sys.exit(INTERRUPTED)
     failed = [record for record in records if record.error]
-    if any("impossible" not in record.flags for record in failed):
+    if not all(record.impossible for record in failed):
         sys.exit(FAILED)
     if records and len(failed) == len(records):
         sys.exit(FAILED)  # nothing was possible

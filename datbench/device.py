@@ -425,12 +425,20 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: the least of affinity, physical cores and quota."""
+    """Cores that this process may use: the least of affinity, physical cores, quota and Slurm's
+    allocation.
+    """
     import psutil
 
+    allocated = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE", "")
+
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limits = (affinity, psutil.cpu_count(logical=False), cpu_quota())
+    limits = (affinity, psutil.cpu_count(logical=False), cpu_quota(), _number(allocated))
     return max(1, min(limit for limit in limits if limit) if any(limits) else 1)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
 
 
 def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:

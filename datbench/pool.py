@@ -124,9 +124,9 @@ class Pool:
             from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(self._modules)
-            with _environment(KILLED):
+            with _environment(KILLED), _signals_blocked():
                 resource_tracker.ensure_running()  # it unblocks interrupts, so it comes first
-            with _environment(_variables()), _interrupts_blocked():
+            with _environment(_variables()), _signals_blocked():
                 forkserver.ensure_running()
         return self
 
@@ -193,9 +193,13 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Start processes that a Ctrl-C in the terminal does not reach; the parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_blocked() -> Iterator[None]:
+    """Start processes that signals to the whole group do not reach; the parent ends them.
+
+    Ctrl-C in a terminal is such a signal; a cluster's warnings of preemption and time limits are.
+    """
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

@@ -203,6 +203,7 @@ class Record:
         spent_s: seconds that went into the model, by what they went into.
         calibration: of this machine, where there is one.
         facts: how its runtime ran it, e.g. the opset of a file, or reasons of graph breaks.
+        unit: part of a sweep, whose models took turns with each other; "" where the whole run did.
     """
 
     run_id: str
@@ -229,6 +230,7 @@ class Record:
     spent_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unit: str = ""
     schema: int = SCHEMA
 
     @functools.cached_property
@@ -279,6 +281,11 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and scalars."""
         return {name: _plain(getattr(self, name)) for name in _names(Record)}
+
+    @property
+    def impossible(self) -> bool:
+        """Whether nothing was tried, because it cannot be; the error says why."""
+        return "impossible" in self.flags
 
     @property
     def simulated(self) -> bool:

@@ -352,7 +352,7 @@ class Run:
             source=case.named.source,
             workload=case.workload,
             timestamp_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            environment=arm.environment,
+            environment=None if arm.label in self.plan.impossible else arm.environment,
             measurements=tuple(measurements),
             comparison=self._comparison(arm),
             warnings=tuple(dict.fromkeys((*arm.warnings, *arm.doubts(self._busiest)))),
@@ -365,6 +365,7 @@ class Run:
             spent_s=dict(arm.spent_s),
             calibration=self.plan.calibration,
             facts=dict(arm.facts),
+            unit=self.folder.unit,
             **case.published,
         )
 

@@ -46,6 +46,7 @@ class RunFolder:
     def __init__(self, path: Path, run_id: str = "") -> None:
         self.path = path
         self.run_id = run_id or path.name
+        self.unit = path.name if run_id else ""
         self.damage: list[str] = []
 
     def part(self, name: str) -> RunFolder:

@@ -108,7 +108,7 @@ def test_an_output_that_cannot_be_written_is_refused(call, monkeypatch):
 
 def test_models_may_follow_one_option_or_repeat_it(call, monkeypatch):
     seen = []
-    note = lambda *args, **options: seen.append((args, options)) or []  # noqa: E731
+    note = lambda request, **options: seen.append(request) or []  # noqa: E731
     monkeypatch.setattr("datbench.cli._measure", note)
     forms = (
         "compare --models dat swin --quick",
@@ -120,14 +120,14 @@ def test_models_may_follow_one_option_or_repeat_it(call, monkeypatch):
     for form in forms:
         result = call(*form.split())
         assert result.exit_code == 0, result.stderr
-    assert {args[1] for args, _ in seen} == {("dat", "swin")}
-    assert {args[2].looks for args, _ in seen} == {(1,)}
+    assert {(request.models, request.tier) for request in seen} == {(("dat", "swin"), "quick")}
 
 
 def test_options_reach_the_measuring(call, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        "datbench.cli._measure", lambda *args, **options: seen.update(options) or []
+        "datbench.cli._measure",
+        lambda request, **options: seen.update(dict(request), **options) or [],
     )
     options = (
         "--device cpu --batch-size 4 --img-size 448 --dtype bfloat16 --amp --channels-last "
@@ -135,25 +135,25 @@ def test_options_reach_the_measuring(call, monkeypatch):
         "--baseline swin --runtime eager --runtime compile[dynamic=True] --fuse"
     )
     assert call("compare", "--models", "dat", "swin", *options.split()).exit_code == 0
-    assert seen["batch_size"] == 4
-    assert seen["img_size"] == 448
-    assert (seen["dtype"], seen["amp"], seen["channels_last"]) == ("bfloat16", True, True)
+    assert (seen["batch_size"], seen["img_size"]) == ((4,), (448,))
+    assert (seen["dtype"], seen["amp"], seen["channels_last"]) == (("bfloat16",), True, True)
     assert [str(path) for path in seen["outputs"]] == ["a.csv", "b.html"]
     assert (seen["seed"], seen["threads"], seen["image"]) == (9, 1, "noise")
     assert (seen["form"], seen["baseline"], seen["device"]) == ("json", "swin", "cpu")
-    assert (seen["runtimes"], seen["fuse"]) == (("eager", "compile[dynamic=True]"), True)
+    assert (seen["runtime"], seen["fuse"]) == (("eager", "compile[dynamic=True]"), True)
     assert seen["scope"] == "forward"
 
 
 @pytest.mark.parametrize(
     ("flag", "option", "value"),
-    [("--half", "dtype", "float16"), ("--nms", "scope", "nms"),
+    [("--half", "dtype", ("float16",)), ("--nms", "scope", "nms"),
      ("--end-to-end", "scope", "end-to-end")],
 )  # fmt: skip
 def test_flags_stand_for_a_value(call, monkeypatch, flag, option, value):
     seen = {}
     monkeypatch.setattr(
-        "datbench.cli._measure", lambda *args, **options: seen.update(options) or []
+        "datbench.cli._measure",
+        lambda request, **options: seen.update(dict(request), **options) or [],
     )
     assert call("compare", "--models", "yolov8n", flag).exit_code == 0
     assert seen[option] == value
@@ -260,7 +260,7 @@ def test_nothing_before_the_measuring_imports_torch(arguments):
 
 def test_a_photograph_of_ones_own_is_taken(call, tmp_path, monkeypatch):
     plans = []
-    monkeypatch.setattr("datbench.runner.run", lambda plan, *_: plans.append(plan) or [])
+    monkeypatch.setattr("datbench.api.run", lambda plan, *_: plans.append(plan) or [])
     Image.new("RGB", (10, 10)).save(tmp_path / "mine.png")
     result = call("profile", "dat", "--image", "mine.png", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
@@ -313,7 +313,7 @@ def test_a_gate_that_cannot_be_judged_does_not_pass(call, monkeypatch, make_reco
 def test_verbose_tells_where_the_time_went(call, monkeypatch, make_record):
     spent = {"facts, MACs and memory": 2.0, "warm-up": 1.0, "timed": 3.0}
     records = [dataclasses.replace(make_record(), spent_s=spent)]
-    monkeypatch.setattr("datbench.runner.run", lambda *_: records)
+    monkeypatch.setattr("datbench.api.run", lambda *_: records)
     quiet = call("compare", "--models", "dat", "--device", "cpu")
     verbose = call("compare", "--models", "dat", "--device", "cpu", "--verbose")
     assert "After facts, MACs and memory, 75% of it was timed iterations." in verbose.stdout
@@ -394,7 +394,7 @@ def test_a_record_carries_the_command_that_measures_it_again(
     own = "import zoo\n\n\n@zoo.block('mine_too')\nclass Mine:\n    ...\n"
     (tmp_path / "own_block.py").write_text(own)
     plans = []
-    monkeypatch.setattr("datbench.runner.run", lambda plan, *_: plans.append(plan) or [])
+    monkeypatch.setattr("datbench.api.run", lambda plan, *_: plans.append(plan) or [])
     call(*shlex.split(arguments))
     call(*shlex.split(plans[0].shell)[1:])
     first, again = plans
@@ -498,7 +498,7 @@ def test_damage_is_told_beside_the_report(call, tmp_path, kept):
 
 def test_a_run_is_resumed_by_its_name(call, tmp_path, monkeypatch, kept):
     folders = []
-    monkeypatch.setattr("datbench.runner.run", lambda _, folder, *__: folders.append(folder) or [])
+    monkeypatch.setattr("datbench.api.run", lambda _, folder, *__: folders.append(folder) or [])
     call("compare", "--models", "dat", "swin", "--resume", kept[0])
     assert [folder.run_id for folder in folders] == [kept[0]]
     assert len(list((tmp_path / "results").iterdir())) == 2  # and no folder of its own

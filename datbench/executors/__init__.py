@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 from datbench.errors import UserError
+from datbench.extras import missing
 from datbench.pool import Pool
 from datbench.records import Record
 from datbench.request import Request
@@ -33,11 +32,6 @@ class ExecutorSpec(Spec):
     needs: tuple[str, ...] = ()
     extra: str = ""
 
-    def missing(self) -> str:
-        """Say what must be installed first; "" if all is there."""
-        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        return f"{absent[0]} is not installed; pip install 'datbench[{self.extra}]'" * bool(absent)
-
 
 EXECUTORS: Registry[ExecutorSpec] = Registry(
     "executor", "datbench.executors", "executor", ExecutorSpec
@@ -45,19 +39,18 @@ EXECUTORS: Registry[ExecutorSpec] = Registry(
 executor = EXECUTORS.register
 
 
-Confirm = Callable[[str], bool]
-
-
 class Executor(abc.ABC):
     """Measures the units of a sweep.
 
     Args:
         request: what is asked for; whatever is wrong with it shows here.
-        confirm: asks the user a question.
+
+    Its `under_way` names the jobs that go on without it, after Ctrl-C.
     """
 
-    def __init__(self, request: Request, confirm: Confirm) -> None:
-        self.request, self.confirm = request, confirm
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.under_way: list[str] = []
 
     @abc.abstractmethod
     def run(self, sweep: Sweep, folder: RunFolder, progress: Progress) -> bool:
@@ -66,6 +59,10 @@ class Executor(abc.ABC):
         Returns:
             Whether everything came to its planned end; Ctrl-C ends it earlier.
         """
+
+    def cancel(self) -> None:
+        """End what is under way; what leaves nothing under way has no need of it."""
+        raise NotImplementedError
 
 
 def measure(
@@ -104,14 +101,14 @@ def measure(
             return run(plan, part, progress, pool)
 
 
-def make_executor(request: Request, confirm: Confirm = lambda _: False) -> Executor:
+def make_executor(request: Request) -> Executor:
     """Make the executor of a request.
 
     Raises:
         UserError, ZooError: there is none of that name, or it cannot work here.
     """
     spec = EXECUTORS[request.executor]
-    if missing := spec.missing():
-        raise UserError(f"executor {spec.name}: {missing}")
-    made: Any = spec.load()(request, confirm)
+    if absent := missing(spec.needs, spec.extra):
+        raise UserError(f"executor {spec.name}: {absent}")
+    made: Any = spec.load()(request)
     return made

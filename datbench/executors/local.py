@@ -12,7 +12,7 @@ from typing import Any
 
 from datbench.device import count_cuda_devices, resolve_device
 from datbench.errors import UserError
-from datbench.executors import Confirm, Executor, executor, measure
+from datbench.executors import Executor, executor, measure
 from datbench.pool import Pool
 from datbench.request import Request
 from datbench.runner import Progress
@@ -24,8 +24,8 @@ from datbench.sweep import Parts, Sweep
 class Local(Executor):
     """Measures on this machine."""
 
-    def __init__(self, request: Request, confirm: Confirm) -> None:
-        super().__init__(request, confirm)
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
         self._devices = _devices(request)
         if request.slurm:
             given = ", ".join(f"--slurm-{name}" for name in request.slurm)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from datbench.errors import UserError
-from datbench.executors import Confirm, Executor, executor, measure
+from datbench.executors import Executor, executor, measure
 from datbench.plan import Plan
 from datbench.records import Record
 from datbench.request import Request
@@ -49,8 +49,8 @@ ARRAY = 1001  # largest array where Slurm does not tell
 class Slurm(Executor):
     """Measures each unit in a job of its own, on one node."""
 
-    def __init__(self, request: Request, confirm: Confirm) -> None:
-        super().__init__(request, confirm)
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
         if shutil.which("sbatch") is None:
             raise UserError("there is no sbatch here: run this on a login node of the cluster")
         if request.gpus is not None:
@@ -76,11 +76,14 @@ class Slurm(Executor):
             watch.begin()
             watch.follow()
         except KeyboardInterrupt:
-            jobs = watch.under_way
-            if jobs and self.confirm(f"Cancel {len(jobs)} jobs that are not finished?"):
-                subprocess.run(["scancel", *jobs], check=False, timeout=60)
+            self.under_way = watch.under_way
             return False
         return True
+
+    def cancel(self) -> None:
+        """Cancel the jobs that are under way."""
+        if self.under_way:
+            subprocess.run(["scancel", *self.under_way], check=False, timeout=60)
 
     def submit(
         self, folder: RunFolder, units: Sequence[tuple[int, str]]
@@ -322,6 +325,7 @@ def give_up(plan: Plan, part: RunFolder, reason: str) -> None:
             timestamp_utc="",
             tier=plan.protocol.name,
             command=plan.shell,
+            unit=part.unit,
         )
         part.append(
             dataclasses.replace(

@@ -153,6 +153,7 @@ def conditions_of(record: Record) -> dict[str, str]:
     """What a latency depends on besides model, size of the input and machine, in words."""
     work = record.workload
     return {
+        "host": record.environment.host if record.unit and record.environment else "",
         "device": work.device,
         "batch": f"batch {work.batch_size}",
         "dtype": f"amp {work.dtype}" if work.amp else work.dtype,
@@ -173,7 +174,7 @@ def conditions_of(record: Record) -> dict[str, str]:
 def latency(record: Record) -> str:
     """Write the median latency with its interval."""
     if record.error:
-        return "failed"
+        return "impossible" if record.impossible else "failed"
     values = record.values
     interval = between(values.get("latency_ms_lo"), values.get("latency_ms_hi"))
     return f"{rounded(values.get('latency_ms_median'))}{interval}"

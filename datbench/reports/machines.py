@@ -18,15 +18,17 @@ NO_RATIOS = (
 def by_machine(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """Group records by machine, in order of first appearance, each with a label of its own.
 
-    A record without an environment, of a model that failed early, stands with its run.
+    Nodes of one kind that measured a sweep count as one: its ratios are between models that took
+    turns on one of them. A record without an environment, of a model that failed early, stands
+    with its run.
     """
     known: dict[str, tuple[str, ...]] = {}
     for record in records:
         if record.environment:
-            known.setdefault(record.run_id, record.machine)
+            known.setdefault(record.run_id, _kind(record))
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        machine = record.machine if record.environment else known.get(record.run_id, ("", "", ""))
+        machine = _kind(record) if record.environment else known.get(record.run_id, ("", "", ""))
         groups.setdefault(machine, []).append(record)
     names = [_name(group) for group in groups.values()]
     letters = _letters()
@@ -60,6 +62,11 @@ def side_by_side(
     return ["model", *(f"{label}\nms" for label in labels)], rows
 
 
+def _kind(record: Record) -> tuple[str, ...]:
+    """A machine; of a sweep, the run and the kind of its machine."""
+    return (record.run_id, *record.machine[1:]) if record.unit else record.machine
+
+
 def _name(records: Sequence[Record]) -> str:
     """Name the device, and the threads of a CPU."""
     first = next((r for r in records if r.environment), records[0])
@@ -79,5 +86,5 @@ def _letters() -> Iterator[str]:
 def _workload(record: Record) -> tuple[str, ...]:
     """What a latency depends on besides model and machine."""
     facts = conditions_of(record)
-    del facts["device"]  # of the column
+    del facts["host"], facts["device"]  # of the column
     return (shape(record), *facts.values())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datbench.advice import advice
 from datbench.records import Record
@@ -14,16 +14,12 @@ TOLD = (
     "opset", "providers", "precision", "mode", "dynamic", "backend", "graphs", "fused", "warm_ups",
 )  # fmt: skip
 
+SIDES = ("FASTER", "SAME", "SLOWER", "INCONCLUSIVE")
+
 
 def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]:
     """Yield the notes of a table of one machine, with published figures unless told elsewhere."""
-    for record in records:
-        if record.error:
-            yield f"{record.model} failed: {record.error}"
-        for warning in record.all_warnings:
-            yield f"{record.model}: {warning}"
-        if record.facts:
-            yield f"{record.model}: {ran(record)}"
+    yield from dict.fromkeys(note for record in records for note in _of(record))
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record.run_id, []).append(record)
@@ -38,6 +34,17 @@ def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]
         yield from dict.fromkeys(as_published(r) for r in records if r.published_source)
     one_shape = len({shape(record) for record in records}) == 1
     yield from all_conditions(records, one_shape)
+
+
+def _of(record: Record) -> Iterator[str]:
+    """Yield what is to be said of a record alone."""
+    if record.error:
+        yield f"{record.model} {'cannot be' if record.impossible else 'failed'}: {record.error}"
+    for warning in record.all_warnings:
+        if not record.impossible:
+            yield f"{record.model}: {warning}"
+    if record.facts:
+        yield f"{record.model}: {ran(record)}"
 
 
 def verdicts(records: Sequence[Record]) -> str:
@@ -77,18 +84,27 @@ def _fact(value: object) -> str:
 
 
 def standing(records: Sequence[Record]) -> str:
-    """Say which models stand on which side of the baseline; ties stay ties."""
-    sides: dict[str, list[str]] = {"FASTER": [], "SAME": [], "SLOWER": [], "INCONCLUSIVE": []}
+    """Say which models stand on which side of the baseline; ties stay ties.
+
+    Of a sweep, it tells in how many of the comparisons of a model.
+    """
+    found: dict[str, collections.Counter[str]] = {side: collections.Counter() for side in SIDES}
+    compared: collections.Counter[str] = collections.Counter()
     for record in records:
         if record.comparison and record.comparison.verdict:
-            sides[record.comparison.verdict].append(record.model)
+            found[record.comparison.verdict][record.model] += 1
+            compared[record.model] += 1
+    sides = {
+        side: [f"{m} ({n} of {compared[m]})" if compared[m] > 1 else m for m, n in models.items()]
+        for side, models in found.items()
+    }
     words = {"SAME": "the same", "INCONCLUSIVE": "open"}
     parts = [
         f"{words.get(side, side.lower())}: {', '.join(models)}"
         for side, models in sides.items()
         if models
     ]
-    baseline = next(r.comparison.baseline for r in records if r.comparison)
+    baseline = " or ".join(dict.fromkeys(r.comparison.baseline for r in records if r.comparison))
     return f"Against {baseline} - {'; '.join(parts)}. Models of one side are not ranked."
 
 
@@ -121,31 +137,42 @@ def as_published(record: Record) -> str:
 
 
 def all_conditions(records: Sequence[Record], with_shape: bool) -> Iterator[str]:
-    """Say under what conditions records were measured; runtimes of one run share a line."""
-    alike: dict[str, list[Record]] = {}
+    """Say under what conditions records were measured; what a run spans shares a line."""
+    alike: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        work = dataclasses.replace(record.workload, runtime="")
-        key = conditions(dataclasses.replace(record, workload=work), with_shape, [])
-        alike.setdefault(key, []).append(record)
-    for group in alike.values():
-        ways = list(dict.fromkeys(record.workload.execution for record in group))
-        yield conditions(group[0], with_shape, ways)
+        if not record.impossible:
+            alike.setdefault(_setting(record), []).append(record)
+    for (where, how), group in alike.items():
+        works = [record.workload for record in group]
+        shapes = f" {_spanned(map(shape, group))}" if with_shape else ""
+        yield (
+            f"{where}, {_spanned(work.arithmetic for work in works)}{how}, "
+            f"{', '.join(dict.fromkeys(work.execution for work in works))}, "
+            f"batch {_spanned(work.batch_size for work in works)} of {works[0].image}{shapes}; "
+            f"{_origin(group[0])}"
+        )
 
 
-def conditions(record: Record, with_shape: bool, executions: Sequence[str]) -> str:
-    """Say under what conditions a record was measured, or several that were executed so."""
+def _setting(record: Record) -> tuple[str, str]:
+    """Say on what and how a record was measured, but for what a run may span."""
     work, environment = record.workload, record.environment
-    where = environment.device_name if environment else work.device
-    versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
-    size = f" {shape(record)}" if with_shape else ""
+    name = environment.device_name if environment else work.device
     set_ = {"tf32": work.tf32, "cold cache": work.cold_cache}
     set_["with non-maximum suppression"] = work.scope == "nms"
     set_["from photograph to answer"] = work.scope == "end-to-end"
     set_[f"trained with {work.optimizer}"] = work.optimizer is not None
     set_["cudnn.benchmark off"] = work.device != "cpu" and not work.cudnn_benchmark
-    extra = "".join(f", {name}" for name, on in set_.items() if on)
-    return (
-        f"{work.device} ({where}), {work.threads} threads, {work.arithmetic}{extra}, "
-        f"{', '.join(executions)}, batch {work.batch_size} of {work.image}{size}; {versions}; "
-        f"run {record.run_id}"
-    )
+    where = f"{work.device} ({name}), {work.threads} threads"
+    return where, "".join(f", {name}" for name, on in set_.items() if on)
+
+
+def _origin(record: Record) -> str:
+    """Say with which versions and in which run a record was measured."""
+    environment = record.environment
+    versions = f"torch {environment.torch}, Python {environment.python}" if environment else ""
+    return f"{versions}; run {record.run_id}"
+
+
+def _spanned(values: Iterable[object]) -> str:
+    """List values, each once."""
+    return " or ".join(dict.fromkeys(map(str, values)))

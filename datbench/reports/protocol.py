@@ -66,7 +66,7 @@ def protocol(records: Sequence[Record]) -> str:
 def comparisons(records: Sequence[Record], machines: int = 1) -> str:
     """Tell how ratios and verdicts came about."""
     compared = [record for record in records if record.comparison]
-    several = max(collections.Counter(record.run_id for record in compared).values())
+    several = max(collections.Counter((r.run_id, r.unit) for r in compared).values())
     text = (
         f"Models were compared with {_baselines(compared)} within rounds, in which "
         f"they run in random order and then in its mirror image. A round gives the difference of "
@@ -103,7 +103,7 @@ def _verdicts(judged: Sequence[Record], several: int) -> str:
     margin = " or ".join(map(percent, margins))
     factor = f"factor of 1 + {margin}" if margins else "margin that is not recorded"
     at = f"after {looks} pairs{_end(judged)}, " if looks else ""
-    holm = "; the comparisons of a run share their error by Holm's step-down rule"
+    holm = "; comparisons that were taken together share their error by Holm's step-down rule"
     return (
         f"The ratio is the mean over process pairs, in logarithms, with Student's t interval. It "
         f"is looked at {at}at a level of {percent(LOOK_LEVEL)} each time, so that a comparison "

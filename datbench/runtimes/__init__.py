@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datbench.errors import UserError
+from datbench.extras import missing
 from datbench.outputs import answers
 from datbench.records import Measurement, Workload
 from zoo.names import parse_options
@@ -58,11 +58,7 @@ class RuntimeSpec(Spec):
 
     def missing(self) -> str:
         """Say what must be installed first; "" if all is there."""
-        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        if not absent:
-            return ""
-        verb = "is" if len(absent) == 1 else "are"
-        return f"{' and '.join(absent)} {verb} not installed; pip install 'datbench[{self.extra}]'"
+        return missing(self.needs, self.extra)
 
 
 RUNTIMES: Registry[RuntimeSpec] = Registry("runtime", "datbench.runtimes", "runtime", RuntimeSpec)
