@@ -995,14 +995,14 @@ def _forecast(request: Request, results: Path, form: str) -> None:
     """List the cases of a request with what they would need."""
     from datbench import forecast
     from datbench.executors import EXECUTORS
-    from datbench.sweep import Sweep
+    from datbench.sweep import Sweep, cases_of
 
     if form not in ("table", "csv", "json"):
         raise UserError(f"--dry-run is printed as table, csv or json; got {form}")
     sweep = Sweep(request, elsewhere=EXECUTORS[request.executor].elsewhere)
     with _progress() as progress:
         found, interrupted = _until_interrupted(
-            forecast.rows(sweep, results, progress), sweep.cases
+            forecast.rows(sweep, results, progress), cases_of(request)
         )
     _print_rows(found, forecast.COLUMNS, form, lambda: forecast.show(found))
     if interrupted:

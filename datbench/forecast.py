@@ -174,7 +174,8 @@ def show(found: Sequence[dict[str, Any]]) -> RenderableType:
         words = column in ("model", "input", "dtype", "mode", "runtime", "expected_by")
         table.add_column(Text(title), justify="left" if words else "right")
     for row in found:
-        cells = (_cell(column, row[column]) for column in shown)
+        told = row | ({"expected_s": "impossible"} if row["error"] else {})
+        cells = (_cell(column, told[column]) for column in shown)
         table.add_row(*map(Text, cells), style="red" if row["error"] else "")
     errors = [f"{row['model']} cannot be: {row['error']}" for row in found if row["error"]]
     return Group(table, "", *map(Text, dict.fromkeys(errors)), Text(summary(found)), Text(NOTE))
@@ -185,9 +186,9 @@ def _cell(column: str, value: Any) -> str:
 
     if value is None:
         return ""
-    if column == "expected_s":
-        return duration(value)
-    return rounded(value) if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return duration(value) if column == "expected_s" else rounded(value)
 
 
 def summary(found: Sequence[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -46,7 +47,7 @@ def facts(folder: RunFolder) -> dict[str, Any]:
         "started_utc": _started(folder),
         "models": " ".join(dict.fromkeys(record.model for record in records)),
         "failed": sum(record.error is not None for record in records),
-        "state": state(records),
+        "state": state(records, planned(folder, records[-1])),
         "path": str(folder.path),
         "device_name": records[0].environment.device_name if records[0].environment else None,
         "command": records[0].command or None,
@@ -54,25 +55,29 @@ def facts(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def state(records: Sequence[Record]) -> str:
-    """Say how far a run came: "finished", "unfinished", or "unknown" for an older version's."""
+def state(records: Sequence[Record], cases: int) -> str:
+    """Say how far a run of so many cases came.
+
+    Returns:
+        "finished", "unfinished", or "unknown" for an older version's.
+    """
     if any(record.finished is None for record in records):
         return "unknown"
-    done = all(record.finished for record in records) and len(records) >= planned(records[-1])
+    done = all(record.finished for record in records) and len(records) >= cases
     return "finished" if done else "unfinished"
 
 
-def planned(record: Record) -> int:
-    """Number of models in the command of a record."""
-    words = iter(shlex.split(record.command)[2:])
-    models = 0
-    for word in words:
-        if word == "--models":
-            continue
-        if word.startswith("--"):
-            break  # models come first, then options
-        models += 1
-    return models
+def planned(folder: RunFolder, record: Record) -> int:
+    """Number of cases of a run, by its plan; by the command of a record where it has none."""
+    from datbench.request import PLAN, read_request
+    from datbench.sweep import cases_of
+
+    try:
+        return cases_of(read_request(folder.path / PLAN))
+    except UserError:
+        pass
+    words = itertools.dropwhile("--models".__eq__, shlex.split(record.command)[2:])
+    return sum(1 for _ in itertools.takewhile(lambda word: not word.startswith("--"), words))
 
 
 def _started(folder: RunFolder) -> str | None:

@@ -278,7 +278,7 @@ def make_plan(
     )
     check(labels, _check_mode, mode, optimizer, dtype, amp)
     for case, (how, (_, named, _)) in zip(cases, cells, strict=True):
-        check([case.label], _check_size, named, case.workload)
+        check([case.label], _check_size, named, case.workload, img_size)
         check([case.label], _check_scope, named, scope, mode, image)
         check([case.label], check_runtime, how, case.workload)
     compares = command != "profile"
@@ -383,8 +383,11 @@ def _check_scope(named: Named, scope: str, mode: str, image: str) -> None:
         raise UserError(f"{option} is for {can}; {named} is none")
 
 
-def _check_size(named: Named, work: Workload) -> None:
+def _check_size(named: Named, work: Workload, img_size: int | None) -> None:
     """Refuse an input that the model cannot take."""
+    own = named.options.get("img_size")
+    if img_size is not None and own is not None and own != img_size:
+        raise UserError(f"{named} has its own img_size; leave --img-size {img_size} out")
     channels, h, w = work.input_shape
     if isinstance(named.spec, ModelSpec) and named.spec.channels not in (None, channels):
         raise UserError(f"{named} takes images, 3xHEIGHTxWIDTH; got {channels}x{h}x{w}")
@@ -445,11 +448,8 @@ def _shape(named: Named, img_size: int | None, text: str | None) -> tuple[int, i
 
 
 def _sides(named: Named, img_size: int | None) -> tuple[int, int]:
-    own = named.options.get("img_size")
-    if img_size is not None and own is not None and own != img_size:
-        raise UserError(f"{named} has its own img_size; leave --img-size {img_size} out")
     assert isinstance(named.spec, ModelSpec)  # noqa: S101 - blocks have no size of their own
-    size = img_size or own or named.spec.img_size
+    size = img_size or named.options.get("img_size") or named.spec.img_size
     match (size, size) if isinstance(size, int) else size:
         case (int(h), int(w)):
             return h, w

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from datbench.catalogue import models_of
+from datbench.errors import UserError
 from datbench.plan import Case, Plan, add_plugins, make_plan, shell
 from datbench.records import Calibration, Record, Workload
 from datbench.request import Request
@@ -38,16 +39,7 @@ class Sweep:
         self._elsewhere = elsewhere
         add_plugins(request.plugin)  # before names of theirs are looked up
         self.models = _models(request.models)
-        sizes: list[Mapping[str, Any]] = [{"img_size": size} for size in request.img_size]
-        sizes += [{"input_shape": shape} for shape in request.input]
-        if request.img_size and request.input:
-            make_plan(["dat"], img_size=1, input_shape="1x1x1")  # says that they exclude each other
-        self._workloads = [
-            {**size, "dtype": dtype, "mode": mode, "batch_size": batch_size}
-            for size, dtype, mode, batch_size in itertools.product(
-                sizes or [{}], request.dtype, request.mode, request.batch_size
-            )
-        ]
+        self._workloads = _workloads(request)
         self._arms = len(self.models) * max(1, len(request.runtime))
         # Where nothing trains, an optimiser is a mistake that the plan tells.
         self._optimized = {"train"} if "train" in request.mode else set(request.mode)
@@ -77,11 +69,6 @@ class Sweep:
 
     def __len__(self) -> int:
         return len(self._workloads) * self._units_each
-
-    @property
-    def cases(self) -> int:
-        """Rows that it comes to."""
-        return len(self._workloads) * self._arms
 
     def __iter__(self) -> Iterator[Plan]:
         return (self.unit(number) for number in range(len(self)))
@@ -162,6 +149,30 @@ OPTIONS = (
     "channels_last", "mode", "optimizer", "runtime", "fuse", "tf32", "cold_cache", "threads",
     "seed", "checkpoint", "plugin", "gpus",
 )  # fmt: skip
+
+
+def cases_of(request: Request) -> int:
+    """Number of rows that a request comes to."""
+    arms = len(_models(request.models)) * max(1, len(request.runtime))
+    return len(_workloads(request)) * arms
+
+
+def _workloads(request: Request) -> list[Mapping[str, Any]]:
+    """What the units differ in, the batch size changing first.
+
+    Raises:
+        UserError: the size of the input is given in two ways.
+    """
+    if request.img_size and request.input:
+        raise UserError("--input and --img-size both set the size; give one of them")
+    sizes: list[Mapping[str, Any]] = [{"img_size": size} for size in request.img_size]
+    sizes += [{"input_shape": shape} for shape in request.input]
+    return [
+        {**size, "dtype": dtype, "mode": mode, "batch_size": batch_size}
+        for size, dtype, mode, batch_size in itertools.product(
+            sizes or [{}], request.dtype, request.mode, request.batch_size
+        )
+    ]
 
 
 def _models(patterns: Sequence[str]) -> tuple[str, ...]:

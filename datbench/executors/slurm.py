@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from datbench.request import Request
 from datbench.runner import Progress
 from datbench.store import RunFolder
 from datbench.sweep import Parts, Sweep, digest_of, is_of
+from zoo.registry import ZooError
 
 FOLDER, JOURNAL = "slurm", "jobs.jsonl"
 ENDED = "BOOT_FAIL COMPLETED DEADLINE FAILED NODE_FAIL PREEMPTED TIMEOUT".split()
@@ -38,6 +40,7 @@ HOPELESS = {  # states after which another attempt would end alike, and what the
     "ask for more with --slurm-mem",
 }
 OVER = frozenset([*ENDED, *HOPELESS])
+MEMORY = re.compile(r"exceeded (job )?memory limit|oom[_-]kill|out of memory handler", re.I)
 GONE = "gone"  # of a job that Slurm no longer knows
 POLL_S = (1.0, 10.0)  # between two looks, longer as nothing happens
 GRACE_S = 30.0  # for what a job wrote last to be seen here
@@ -144,14 +147,17 @@ class Unit:
             number, digest: of the unit.
             device: "cpu", "cuda" or "cuda:N", which must be on the node.
         """
-        sweep, parts = Sweep(request), Parts(RunFolder(Path(folder)))
-        plan = sweep.unit(number, device)
+        plan = Sweep(request, elsewhere=True).unit(number, device)
         if digest_of(plan) != digest:
             raise UserError(f"unit {number} is another one here: is datbench of another version?")
-        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > request.retries:
-            give_up(plan, parts.of(number, plan), f"requeued more than {request.retries} times")
-            return
-        measure(sweep, number, parts, lambda text, _: print(text, flush=True), device=device)
+        parts = Parts(RunFolder(Path(folder)))
+        try:
+            if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > request.retries:
+                raise UserError(f"requeued more than {request.retries} times")
+            tell = functools.partial(print, flush=True)
+            measure(Sweep(request), number, parts, lambda text, _: tell(text), device=device)
+        except (UserError, ZooError) as error:  # another attempt would end alike
+            give_up(plan, parts.of(number, plan), str(error))
 
     def checkpoint(self, *arguments: Any) -> Any:
         """Go on with the same unit after a requeue; its part of the folder holds the rest."""
@@ -284,16 +290,24 @@ class _Watch:
         unit.over_s = unit.over_s or time.monotonic()
         if state in (GONE, "COMPLETED") and time.monotonic() - unit.over_s < GRACE_S:
             return False
+        log = self._log(unit.job)
+        if MEMORY.search(log):
+            state = "OUT_OF_MEMORY"  # some clusters call it a failure
         if state not in HOPELESS and unit.attempts <= self._slurm.request.retries:
             return True
-        log = self._folder.path / FOLDER / f"{unit.job}_0_log.err"
         told = HOPELESS.get(state, "Slurm's job {job} ended without a result ({state})").format(
             job=unit.job, state=state
         )
         attempts = f" after {unit.attempts} attempts" * (unit.attempts > 1)
-        give_up(unit.plan, part, f"{told}{attempts}; see {log}")
+        last = f": {_last_line(log)}" * (state not in HOPELESS)
+        give_up(unit.plan, part, f"{told}{attempts}{last}; see {self._folder.path / FOLDER}")
         del self._units[number]
         return False
+
+    def _log(self, job: str) -> str:
+        """What Slurm and the job itself said of its errors."""
+        files = sorted((self._folder.path / FOLDER).glob(f"{job}_*_log.err"))
+        return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
     def _tell(self, states: Mapping[str, str] | None) -> None:
         """Tell how far it is."""
@@ -389,5 +403,8 @@ def minutes(text: str) -> int:
 
 
 def _last_line(text: str) -> str:
+    """The last line that tells an error, of what a program said."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
+    own = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
+    told = [line for line in own if "error" in line.lower()]
+    return (told or own or lines or ["it said nothing"])[-1]
