@@ -89,6 +89,9 @@ class FakePool:
         return self
 
     def __exit__(self, *_):
+        self.renew()
+
+    def renew(self):
         for worker in self.workers:
             worker.stop()
 

@@ -39,7 +39,8 @@ HOPELESS = {  # states after which another attempt would end alike, and what the
     "OUT_OF_MEMORY": "out of memory: Slurm ended the job {job}, which took more than it was given; "
     "ask for more with --slurm-mem",
 }
-OVER = frozenset([*ENDED, *HOPELESS])
+HELD = "LAUNCH_FAILED"
+OVER = frozenset([*ENDED, *HOPELESS, HELD])
 MEMORY = re.compile(r"exceeded (job )?memory limit|oom[_-]kill|out of memory handler", re.I)
 GONE = "gone"  # of a job that Slurm no longer knows
 POLL_S = (1.0, 10.0)  # between two looks, longer as nothing happens
@@ -85,8 +86,7 @@ class Slurm(Executor):
 
     def cancel(self) -> None:
         """Cancel the jobs that are under way."""
-        if self.under_way:
-            subprocess.run(["scancel", *self.under_way], check=False, timeout=60)
+        _cancel(self.under_way)
 
     def submit(
         self, folder: RunFolder, units: Sequence[tuple[int, str]]
@@ -293,6 +293,8 @@ class _Watch:
         log = self._log(unit.job)
         if MEMORY.search(log):
             state = "OUT_OF_MEMORY"  # some clusters call it a failure
+        if state == HELD:
+            _cancel([unit.job])
         if state not in HOPELESS and unit.attempts <= self._slurm.request.retries:
             return True
         told = HOPELESS.get(state, "Slurm's job {job} ended without a result ({state})").format(
@@ -352,9 +354,17 @@ def give_up(plan: Plan, part: RunFolder, reason: str) -> None:
         )
 
 
+def _cancel(jobs: Sequence[str]) -> None:
+    subprocess.run(["scancel", *jobs], check=False, timeout=60)
+
+
 def job_states() -> dict[str, str] | None:
-    """Ask Slurm for the states of this user's jobs, by number; None if it does not answer."""
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T"]
+    """Ask Slurm for the states of this user's jobs, by number; None if it does not answer.
+
+    A job that could not be started, and that Slurm therefore keeps until somebody releases it,
+    is `HELD`.
+    """
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"]
     try:
         done = subprocess.run(
             [*command, f"--user={os.getuid()}"],
@@ -364,8 +374,8 @@ def job_states() -> dict[str, str] | None:
         return None
     if done.returncode:
         return None
-    lines = (line.partition("|") for line in done.stdout.splitlines())
-    return {job.strip(): state.strip() for job, _, state in lines}
+    lines = (line.split("|", 2) for line in done.stdout.splitlines())
+    return {job: HELD if "requeued held" in reason else state for job, state, reason in lines}
 
 
 def largest_array() -> int:

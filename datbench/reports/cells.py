@@ -149,6 +149,22 @@ def differences(records: Sequence[Record]) -> list[str]:
     return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
 
 
+def labels(records: Sequence[Record]) -> list[str]:
+    """Name the records of a machine apart: by what differs where a model comes more than once."""
+    same: dict[str, list[Record]] = {}
+    for record in records:
+        same.setdefault(record.model, []).append(record)
+    names = {}
+    for model, found in same.items():
+        several = len({record.run_id for record in found}) > 1
+        sizes = len({shape(record) for record in found}) > 1
+        for record, differs in zip(found, differences(found), strict=True):
+            parts = [shape(record)] * sizes + [differs] * bool(differs)
+            parts += [record.run_id] * several
+            names[id(record)] = f"{model} ({', '.join(parts)})" if parts else model
+    return [names[id(record)] for record in records]
+
+
 def conditions_of(record: Record) -> dict[str, str]:
     """What a latency depends on besides model, size of the input and machine, in words."""
     work = record.workload

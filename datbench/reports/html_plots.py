@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from datbench.records import Record
 from datbench.reports import Content
-from datbench.reports.cells import differences, shape, told
+from datbench.reports.cells import labels, told
+from datbench.reports.curves import curves
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -48,17 +49,26 @@ def plotted(content: Content, machines: Sequence[tuple[str, Sequence[Record]]]) 
     styles: dict[str, int] = {}
     starts = _starts(content)
     drawn: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for machine, (_, records) in enumerate(machines):
+        on_curve: dict[int, int] = {}
+        for curve in curves(records):
+            on_curve |= {id(record): len(lines) for record in curve.records}
+            style = styles.setdefault(curve.label, len(styles))
+            lines.append({"label": curve.label, "style": style, "saturation": curve.saturation})
         for record, label in zip(records, labels(records), strict=True):
             entry = _entry(record, label, styles.setdefault(label, len(styles)))
             if len(drawn) < MOST_SAMPLED:
                 slots = content.slots(record)
                 entry |= _times(slots) | _drift(slots, starts.get(record.run_id, 0.0))
+            if id(record) in on_curve:
+                entry |= {"curve": on_curve[id(record)], "batch": record.workload.batch_size}
             drawn.append(entry | {"machine": machine, "record": places[id(record)]})
     data = {
         "axes": [{"name": a, "title": title, "better": b} for a, title, _, b in AXES],
         "memory": [{"name": name, "title": title} for name, title in MEMORY],
         "machines": [label for label, _ in machines],
+        "curves": lines,
         "sampled": MOST_SAMPLED,
         "models": drawn,
     }
@@ -73,22 +83,6 @@ def inert_json(data: Any) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 - nothing in it means anything to HTML
-
-
-def labels(records: Sequence[Record]) -> list[str]:
-    """Name the records of a machine apart: by what differs where a model comes more than once."""
-    same: dict[str, list[Record]] = {}
-    for record in records:
-        same.setdefault(record.model, []).append(record)
-    names = {}
-    for model, found in same.items():
-        several = len({record.run_id for record in found}) > 1
-        shapes = len({shape(record) for record in found}) > 1
-        for record, differs in zip(found, differences(found), strict=True):
-            parts = [shape(record)] * shapes + [differs] * bool(differs)
-            parts += [record.run_id] * several
-            names[id(record)] = f"{model} ({', '.join(parts)})" if parts else model
-    return [names[id(record)] for record in records]
 
 
 def _entry(record: Record, label: str, style: int) -> dict[str, Any]:

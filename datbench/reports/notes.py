@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datbench.advice import advice
 from datbench.records import Record
 from datbench.reports.cells import rounded, shape
+from datbench.reports.curves import curves
 
 # Of what is known of how a runtime ran; versions and the like stay in the record.
 TOLD = (
@@ -30,6 +31,7 @@ def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]
             yield judged if len(runs) == 1 else f"Run {number}: {judged}"
     yield from advice(records)
     yield from filter(None, dict.fromkeys(map(calibrated, records)))
+    yield from (curve.told() for curve in curves(records))
     if published:
         yield from dict.fromkeys(as_published(r) for r in records if r.published_source)
     one_shape = len({shape(record) for record in records}) == 1

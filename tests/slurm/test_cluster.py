@@ -151,11 +151,12 @@ def test_a_drained_node_gets_no_more_jobs_and_its_job_goes_on(cluster, sweep):
     assert state.startswith("drain")
 
 
-def test_a_job_goes_on_elsewhere_when_its_node_fails(cluster, sweep):
+def test_a_job_goes_on_when_its_node_has_failed(cluster, sweep):
     begun = sweep(*ONE_UNIT, tier="default")
     job = begun.running(0)
     node = cluster.tell("squeue", "-h", "-j", job, "-o", "%N").strip()
     cluster.tell("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    cluster.hurry(job, begun.run.resolve())
     records = begun.end()
     assert not any(record.error for found in records.values() for record in found)
 
@@ -164,6 +165,7 @@ def test_a_job_that_is_requeued_goes_on_with_what_it_has(cluster, sweep):
     begun = sweep(*ONE_UNIT, tier="default")
     job = begun.running(0)
     cluster.tell("scontrol", "requeue", job)
+    cluster.hurry(job, begun.run.resolve())
     records = begun.end()
     assert not any(record.error for found in records.values() for record in found)
     assert begun.job()["job"] == job  # Slurm's own second attempt, not another job
@@ -172,7 +174,9 @@ def test_a_job_that_is_requeued_goes_on_with_what_it_has(cluster, sweep):
 
 def test_a_job_that_is_requeued_too_often_is_given_up(cluster, sweep):
     begun = sweep(*ONE_UNIT, "--retries", "0", tier="default")
-    cluster.tell("scontrol", "requeue", begun.running(0))
+    job = begun.running(0)
+    cluster.tell("scontrol", "requeue", job)
+    cluster.hurry(job, begun.run.resolve())
     records = begun.end(status=1)
     errors = [found[0].error for found in records.values() if found[0].error]
     assert errors

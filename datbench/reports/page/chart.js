@@ -164,7 +164,7 @@ class Chart {
       this.add("text", { class: "quiet", x: box.left - 6, y: y + 4, "text-anchor": "end" }, tickText(tick));
     }
     this.add("text", { x: box.right, y: box.bottom + 34, "text-anchor": "end" }, titles.x);
-    if (titles.y) this.add("text", { x: 4, y: 14 }, titles.y);
+    if (titles.y) this.add("text", { x: 4, y: box.top - 14 }, titles.y);
   }
 
   box() {

@@ -189,7 +189,47 @@ function memory(figure, models) {
   return "";
 }
 
+// A panel for each of latency, throughput and memory, one below the other, against the batch.
+function batches(figure, models) {
+  const drawn = ["latency_ms_median", "throughput_img_s", "peak_allocated_mib"].map(axis)
+    .filter((y) => models.some((model) => y.name in model.axes));
+  const curves = [...Map.groupBy(models, (model) => model.curve)].map(([place, points]) => ({ ...data.curves[place], points }));
+  const tall = 240;
+  const told = curves.map((one) => `${one.label}: ${one.saturation ? `saturated from batch ${one.saturation} on` : "not saturated"}`);
+  const chart = new Chart(figure, tall * drawn.length + 14, `Against the batch: ${told.join("; ")}.`);
+  const sizes = [...new Set(models.map((model) => model.batch))].sort((a, b) => a - b);
+  const box = chart.box();
+  const across = scaled(sizes, box.left, box.right, { log: true });
+  drawn.forEach((y, panel) => {
+    const place = { ...box, top: 28 + tall * panel, bottom: tall * (panel + 1) - 42 };
+    const whiskers = (model) => (y.name === "latency_ms_median" && model.interval[0] ? model.interval : []);
+    const points = (curve) => curve.points.filter((model) => y.name in model.axes).sort((a, b) => a.batch - b.batch);
+    const all = curves.flatMap((curve) => points(curve).flatMap((model) => [model.axes[y.name], ...whiskers(model)]));
+    const log = ticked(figure, "logy");
+    const up = scaled(all, place.bottom, place.top, { log, zero: !log });
+    chart.axes(place, { ...across, ticks: sizes.length > 12 ? across.ticks : sizes }, up, { x: "batch, logarithmic", y: y.title });
+    for (const curve of curves) {
+      const at = (model) => [across.place(model.batch), up.place(model.axes[y.name])];
+      const line = points(curve).map((model) => at(model).join(",")).join("L");
+      if (line) chart.add("path", { class: `line ${colour(curve)} ${dash(curve)}`, d: `M${line}` });
+      for (const model of points(curve)) {
+        const [px, py] = at(model);
+        const [low, high] = whiskers(model).map(up.place);
+        if (low !== undefined) chart.add("path", { class: `line thin ${colour(curve)}`, d: `M${px},${low}V${high}` });
+        const saturated = model.batch === curve.saturation;
+        const said = `${curve.label}, batch ${model.batch}: ${y.title} ${rounded(model.axes[y.name])}`;
+        const transform = `translate(${px},${py})`;
+        if (saturated) chart.add("path", { class: `open ${colour(curve)}`, d: SHAPES[0], transform: `${transform} scale(2.2)` });
+        chart.mark("path", { class: `full ${colour(curve)}`, d: outline(curve), transform }, said + (saturated ? "; saturated from here on" : ""));
+      }
+    }
+  });
+  legend(figure, curves, true);
+  return "";
+}
+
 const PLOTS = {
+  batches: { draw: batches, most: 200, has: (model) => "curve" in model },
   pareto: { draw: pareto, most: 300, has: (model) => Object.keys(model.axes).length > 1 },
   times: { draw: times, most: 12, has: (model) => model.times },
   ratios: { draw: ratios, most: 40, has: (model) => model.ratio },
