@@ -196,7 +196,10 @@ def summary(found: Sequence[dict[str, Any]]) -> str:
     seconds = sum(row["expected_s"] or 0.0 for row in found)
     guessed = sum(row["expected_by"] not in (None, EARLIER) for row in found)
     impossible = sum(row["error"] is not None for row in found)
-    told = f"{len(found)} cases in {len({row['unit'] for row in found})} units"
+    from datbench.reports.protocol import counted
+
+    units = len({row["unit"] for row in found})
+    told = f"{counted(len(found), 'case')} in {counted(units, 'unit')}"
     told += f", {impossible} of them impossible" if impossible else ""
     told += f"; about {duration(seconds)} on one device"
     return told + (f", a guess for {guessed} of them." if guessed else ".")

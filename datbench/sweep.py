@@ -243,3 +243,19 @@ def is_of(record: Record, plan: Plan) -> bool:
         == record.key
         for case in plan.cases
     )
+
+
+def is_whole(part: RunFolder | None, plan: Plan, since: int | None = None) -> bool:
+    """Whether a part holds the last word on all cases of a unit, wherever it was measured.
+
+    Args:
+        part: of the unit; None if nothing of it was begun.
+        plan: of the unit.
+        since: bytes of its records from which on a case that failed counts too.
+    """
+    if part is None or not part.has_records:
+        return False
+    done = {r.model for r in part.records() if not r.error and is_of(r, plan)} | {*plan.impossible}
+    if since is not None:
+        done |= {record.model for record in part.records(since) if record.error}
+    return all(case.label in done for case in plan.cases)

@@ -57,11 +57,13 @@ def _locked(file: int, kind: int) -> bool:
 
 
 def _physical(device: str) -> str:
-    """Name a GPU as the machine does, for CUDA_VISIBLE_DEVICES counts anew."""
+    """Name a GPU as the machine does: CUDA_VISIBLE_DEVICES counts anew, and so does each job."""
     index = int(device.partition(":")[2] or 0)
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    name = visible[index] if index < len(visible) and visible[index] else str(index)
-    return f"cuda-{name.replace('/', '-')}"
+    for variable in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
+        names = [name.strip() for name in os.environ.get(variable, "").split(",")]
+        if index < len(names) and names[index]:
+            return f"cuda-{names[index].replace('/', '-')}"
+    return f"cuda-{index}"
 
 
 def _folder() -> Path:

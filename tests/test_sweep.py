@@ -255,10 +255,17 @@ def test_what_another_version_left_of_a_unit_is_set_aside(measured, tmp_path):
     assert aside == [f"{part.path.name}.aside1"]  # nothing is thrown away
 
 
-def test_what_another_machine_left_of_a_unit_is_set_aside(measured, tmp_path, monkeypatch):
+def test_what_another_machine_measured_stands_and_what_it_began_is_set_aside(
+    measured, tmp_path, monkeypatch
+):
     measured(batch_size=[1, 2])
     folder = latest_run(tmp_path / "results")
+    part = folder.parts()[1]
+    lines = [json.loads(line) for line in (part.path / "records.jsonl").read_text().splitlines()]
+    cut = "".join(f"{json.dumps(line | {'finished': False})}\n" for line in lines)
+    (part.path / "records.jsonl").write_text(cut)
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     records = measured(batch_size=[1, 2, 4], resume=folder.path)
-    assert {r.environment.host for r in records} == {"another"}
-    assert len(records) == 6
+    hosts = {(r.workload.batch_size, r.environment.host) for r in records}
+    assert len(records) == len(hosts) * 2 == 6
+    assert {batch for batch, host in hosts if host == "another"} == {2, 4}

@@ -13,7 +13,7 @@ from datbench.records import Record
 from datbench.request import Request
 from datbench.runner import OtherMachine, Progress, run
 from datbench.store import RunFolder
-from datbench.sweep import Parts, Sweep
+from datbench.sweep import Parts, Sweep, is_whole
 from datbench.turns import turn
 from zoo.registry import Registry, Spec
 
@@ -74,9 +74,9 @@ def measure(
     device: str | None = None,
     pool: Pool | None = None,
 ) -> list[Record]:
-    """Measure a unit on this machine, or go on with it.
+    """Measure a unit on this machine, or go on with it, unless it is whole.
 
-    What another machine, device or version left of it is set aside: figures do not mix.
+    What another machine, device or version began of it is set aside: figures do not mix.
 
     Args:
         sweep, number: say which.
@@ -87,6 +87,8 @@ def measure(
     """
     plan = sweep.unit(number, device)
     part = parts.of(number, plan)
+    if is_whole(part, plan):
+        return part.records()
     with turn(
         plan.cases[0].workload.device,
         lambda: progress("waiting for another datbench on this machine", 0.0),

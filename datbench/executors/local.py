@@ -13,11 +13,14 @@ from typing import Any
 from datbench.device import count_cuda_devices, resolve_device
 from datbench.errors import UserError
 from datbench.executors import Executor, executor, measure
+from datbench.plan import Plan
 from datbench.pool import Pool
 from datbench.request import Request
 from datbench.runner import Progress
 from datbench.store import RunFolder
-from datbench.sweep import Parts, Sweep
+from datbench.sweep import Parts, Sweep, is_whole
+
+WHOLE = "whole"
 
 
 @executor("local")
@@ -66,10 +69,14 @@ class _Lanes:
         parts: Parts,
         progress: Progress,
     ) -> None:
-        self._sweep, self._folder, self._parts, self._progress = sweep, folder, parts, progress
-        self._devices = devices
-        self._waiting = list(range(len(sweep)))
-        self._done = 0
+        self._sweep, self._folder, self._progress = sweep, folder, progress
+        self._begun: dict[str, list[int]] = {device: [] for device in devices}
+        self._new: list[int] = []  # from the last to the first
+        for number in reversed(range(len(sweep))):
+            on = _begun_on(parts, sweep.unit(number))
+            if on != WHOLE:
+                self._begun.get(on, self._new).append(number)
+        self._done = len(sweep) - len(self._new) - sum(map(len, self._begun.values()))
 
     def run(self) -> bool:
         """Measure everything.
@@ -81,7 +88,9 @@ class _Lanes:
         finished = True
         with contextlib.ExitStack() as stack:
             lanes: dict[Any, str] = {}
-            for device in self._devices:
+            for device in self._begun:
+                if not self._waiting(device):
+                    continue
                 ours, theirs = context.Pipe()
                 process = context.Process(
                     target=_lane, args=(theirs, self._sweep.request, self._folder.path, device)
@@ -96,28 +105,30 @@ class _Lanes:
                 try:
                     ready = multiprocessing.connection.wait(list(lanes))
                 except KeyboardInterrupt:
-                    self._waiting.clear()  # the lanes have heard it too, and finish what they have
+                    self._stop()  # the lanes have heard it too, and finish what they have
                     finished = False
                     continue
                 for pipe in ready:
                     if not self._hear(pipe, lanes):
-                        self._waiting.clear()
+                        self._stop()
                         finished = False
         return finished
 
-    def _give(self, pipe: Any, device: str) -> bool:
-        """Give a lane the next unit, rather one that it has begun; False if there is none."""
-        if not self._waiting:
-            return False
-        number = next((n for n in self._waiting if self._begun_on(n) == device), self._waiting[0])
-        self._waiting.remove(number)
-        pipe.send(number)
-        return True
+    def _waiting(self, device: str) -> list[int]:
+        """What a lane may do next, the next one at the end: first what it has begun."""
+        return self._begun[device] or self._new
 
-    def _begun_on(self, number: int) -> str | None:
-        part = self._parts.known(self._sweep.unit(number))
-        records = part.records() if part is not None and part.has_records else []
-        return records[0].workload.device if records else None
+    def _give(self, pipe: Any, device: str) -> bool:
+        """Give a lane the next unit; False if there is none."""
+        if waiting := self._waiting(device):
+            pipe.send(waiting.pop())
+            return True
+        return False
+
+    def _stop(self) -> None:
+        """Give nothing any more."""
+        for waiting in (self._new, *self._begun.values()):
+            waiting.clear()
 
     def _hear(self, pipe: Any, lanes: dict[Any, str]) -> bool:
         """Take what a lane tells; False if its work was cut short."""
@@ -137,6 +148,14 @@ class _Lanes:
         if not self._give(pipe, device):
             del lanes[pipe]
         return bool(value)
+
+
+def _begun_on(parts: Parts, plan: Plan) -> str:
+    """The device on which a unit was begun, `WHOLE`, or "" for none."""
+    part = parts.known(plan)
+    if part is None or not part.has_records:
+        return ""
+    return WHOLE if is_whole(part, plan) else part.records()[0].workload.device
 
 
 def _lane(pipe: Any, request: Request, folder: Any, device: str) -> None:

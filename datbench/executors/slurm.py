@@ -29,7 +29,7 @@ from datbench.records import Record
 from datbench.request import Request
 from datbench.runner import Progress
 from datbench.store import RunFolder
-from datbench.sweep import Parts, Sweep, digest_of, is_of
+from datbench.sweep import Parts, Sweep, digest_of, is_of, is_whole
 from zoo.registry import ZooError
 
 FOLDER, JOURNAL = "slurm", "jobs.jsonl"
@@ -41,7 +41,7 @@ HOPELESS = {  # states after which another attempt would end alike, and what the
 }
 HELD = "LAUNCH_FAILED"
 OVER = frozenset([*ENDED, *HOPELESS, HELD])
-MEMORY = re.compile(r"exceeded (job )?memory limit|oom[_-]kill|out of memory handler", re.I)
+MEMORY = re.compile(r"exceeded (job )?memory limit|oom[ _-]kill", re.I)
 GONE = "gone"  # of a job that Slurm no longer knows
 POLL_S = (1.0, 10.0)  # between two looks, longer as nothing happens
 GRACE_S = 30.0  # for what a job wrote last to be seen here
@@ -61,16 +61,21 @@ class Slurm(Executor):
             raise UserError("--gpus is for this machine; on a cluster give --slurm-gres gpu:1")
         self._options = dict(request.slurm)
         for name in ("nodes", "ntasks", "ntasks_per_node"):
-            if int(self._options.pop(name, 1)) != 1:
+            if str(self._options.pop(name, 1)) != "1":
                 raise UserError(
                     f"--slurm-{name.replace('_', '-')}: a comparison is one task on one node; "
                     "leave it out"
                 )
         self._minutes = minutes(str(self._options.pop("time", MINUTES)))
-        self._parallel = int(self._options.pop("array_parallelism", 256))
+        parallel = str(self._options.pop("array_parallelism", 256))
+        if not parallel.isdecimal() or int(parallel) < 1:
+            raise UserError(f"--slurm-array-parallelism {parallel}: expected a number, 1 or more")
+        self._parallel = int(parallel)
         self.device = request.device
         if request.device == "auto":
-            asked = [k for k, v in self._options.items() if k.startswith("gpus") or "gpu" in str(v)]
+            resources = {k: v for k, v in self._options.items() if k.startswith(("gres", "tres"))}
+            asked = any(name.startswith("gpus") for name in self._options)
+            asked = asked or any("gpu" in str(value) for value in resources.values())
             self.device = "cuda" if asked else "cpu"
 
     def run(self, sweep: Sweep, folder: RunFolder, progress: Progress) -> bool:
@@ -209,7 +214,7 @@ class _Watch:
         for number in range(len(self._sweep)):
             plan = self._sweep.unit(number, self._slurm.device)
             unit = _Under(plan, digest_of(plan))
-            if not self._done(unit, errors=False):
+            if not is_whole(self._parts.known(plan), plan):
                 self._units[number] = unit
         jobs = self._journalled()
         states = job_states() if jobs else {}
@@ -220,23 +225,6 @@ class _Watch:
             if states.get(job, GONE) not in OVER | {GONE}:
                 unit.job, unit.attempts, unit.offset = job, 1, offset
         self._submit([number for number, unit in self._units.items() if not unit.job])
-
-    def _done(self, unit: _Under, *, errors: bool = True) -> bool:
-        """Whether a part holds the last word on all cases of a unit.
-
-        Args:
-            unit: that is asked for.
-            errors: whether a case that failed since the job was submitted counts too.
-        """
-        part = self._parts.known(unit.plan)
-        done = set(unit.plan.impossible) if errors else set()
-        if part is not None and part.has_records:
-            done |= {r.model for r in part.records() if not r.error and is_of(r, unit.plan)}
-            if errors:
-                done |= {r.model for r in part.records(unit.offset) if r.error}
-        elif not errors:
-            return False
-        return all(case.label in done | set(unit.plan.impossible) for case in unit.plan.cases)
 
     def _journalled(self) -> dict[str, tuple[str, int]]:
         """The last job of each unit, and where its records begin, by the digest of the unit."""
@@ -280,7 +268,7 @@ class _Watch:
         part = self._parts.of(number, unit.plan)
         if part.size != unit.size:
             unit.size = part.size
-            if self._done(unit):
+            if is_whole(part, unit.plan, unit.offset):
                 del self._units[number]
                 return False
         state = "" if states is None else states.get(unit.job, GONE)

@@ -32,10 +32,10 @@ class Curve:
         """Say it in a line."""
         best = max(self.records, key=_throughput)
         most = f"{_throughput(best):.3g} img/s at batch {best.workload.batch_size}"
-        if self.saturation is None:
-            return f"{self.label}: throughput still grows at the largest batch, {most}."
         hosts = {r.environment.host for r in self.records if r.environment}
         apart = f"; measured on {len(hosts)} machines" if len(hosts) > 1 else ""
+        if self.saturation is None:
+            return f"{self.label}: throughput still grows at the largest batch, {most}{apart}."
         return (
             f"{self.label}: from batch {self.saturation} on, throughput is within "
             f"{1 - SHARE:.0%} of its best, {most}{apart}."
