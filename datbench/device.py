@@ -414,6 +414,7 @@ class CudaDevice:
         }
 
 
+@functools.cache
 def cpu_name() -> str:
     """Return the processor's model name."""
     info = Path("/proc/cpuinfo")

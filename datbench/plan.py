@@ -103,7 +103,7 @@ class Case:
             "source": self.named.source,  # of a user's file, with its digest
             "checkpoint": _digest(self.checkpoint),
             "image": _digest(self.workload.image),
-            "workload": dataclasses.asdict(self.workload),
+            "workload": self.workload.facts(),
             "versions": {**versions(), **parse_runtime(self.workload.runtime).versions()},
         }
         text = json.dumps(content, sort_keys=True)

@@ -79,6 +79,10 @@ class Workload:
     threads: int = 1
     seed: int = 0
 
+    def facts(self) -> dict[str, Any]:
+        """Return it as a dictionary."""
+        return {name: getattr(self, name) for name in _names(Workload)}
+
     @property
     def img_size(self) -> int | str:
         """Side in pixels of a square input, else "HEIGHTxWIDTH"."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import platform
@@ -129,8 +130,7 @@ class Run:
             UserError: it is of another machine.
         """
         arms = {arm.label: arm for arm in self.arms}
-        timed = {m.name for m in summarise([Samples(latency_ms=[1.0])], 1)}
-        timed |= {f"{part}_ms_median" for part in PARTS}
+        timed = _timed_columns()
         for record in self.folder.records() if self.folder.has_records else []:
             arm = arms.get(record.model)
             if arm is None or record.key != arm.case.key or record.environment is None:
@@ -394,6 +394,13 @@ class Run:
         return min(1.0, 0.2 + 0.8 * max(pairs, budget))
 
 
+@functools.cache
+def _timed_columns() -> frozenset[str]:
+    """Names of what comes from timed iterations."""
+    known = (m.name for m in summarise([Samples(latency_ms=[1.0])], 1))
+    return frozenset([*known, *(f"{part}_ms_median" for part in PARTS)])
+
+
 def host_facts() -> dict[str, Any]:
     """Return what this process can tell of the environment, by the names of `Environment`."""
     found, processor = versions(), cpu_name()
@@ -411,8 +418,11 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _git_commit() -> str | None:
-    """Commit of the current directory, with `-dirty` behind it where files differ."""
+    """Commit of the current directory, with `-dirty` behind it where files differ, as it was when
+    this process first asked: that is the code that runs.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

@@ -30,6 +30,7 @@ except ImportError:  # not on Windows: one process a folder there
     fcntl = None  # type: ignore[assignment]
 
 RECORDS, SAMPLES, PARTS = "records.jsonl", "samples.jsonl", "parts"
+ENCODER = json.JSONEncoder(allow_nan=False)
 NAME = re.compile(r"(\d{8}T\d{6})Z-\w")
 
 
@@ -48,6 +49,7 @@ class RunFolder:
         self.run_id = run_id or path.name
         self.unit = path.name if run_id else ""
         self.damage: list[str] = []
+        self._open: dict[str, Any] | None = None  # files, while this process measures here
 
     def part(self, name: str) -> RunFolder:
         """Return the part of a unit, whose folder is made if it is not there."""
@@ -57,8 +59,11 @@ class RunFolder:
 
     def parts(self) -> list[RunFolder]:
         """Return the parts in the order of their names, but those that were set aside."""
-        paths = sorted((self.path / PARTS).glob("*"))
-        return [RunFolder(path, self.run_id) for path in paths if not path.suffix]
+        if self.unit:
+            return []
+        folder = self.path / PARTS
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return [RunFolder(folder / name, self.run_id) for name in names if "." not in name]
 
     def set_aside(self) -> None:
         """Leave a part out from now on, because others do not go on with what it holds."""
@@ -92,14 +97,23 @@ class RunFolder:
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Keep others from measuring the same run meanwhile.
+        """Keep others from measuring the same run meanwhile, and its files open.
 
         Raises:
             UserError: another process does.
         """
-        if fcntl is None:
-            yield
-            return
+        with contextlib.ExitStack() as stack:
+            if fcntl is not None:
+                self._lock(stack)
+            self._open = {}
+            try:
+                yield
+            finally:
+                for file in self._open.values():
+                    file.close()
+                self._open = None
+
+    def _lock(self, stack: contextlib.ExitStack) -> None:
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,10 +124,7 @@ class RunFolder:
                     f"{self.path} is being measured by another datbench; wait for it, or leave "
                     "--resume out for a run of its own"
                 ) from None
-        try:
-            yield
-        finally:
-            os.close(folder)
+        stack.callback(os.close, folder)
 
     @property
     def has_records(self) -> bool:
@@ -121,11 +132,10 @@ class RunFolder:
         return (self.path / RECORDS).is_file() or any(part.has_records for part in self.parts())
 
     def append(self, record: Record) -> None:
-        """Write a record and wait until it and its samples are on disk."""
-        if (self.path / SAMPLES).exists():
-            with (self.path / SAMPLES).open("rb") as samples:
-                os.fsync(samples.fileno())
-        self._append(RECORDS, record.to_json(), sync=True)
+        """Write a record; wait until one that is finished and its samples are on disk."""
+        if record.finished and self._open and SAMPLES in self._open:
+            os.fsync(self._open[SAMPLES].fileno())
+        self._append(RECORDS, record.to_json(), sync=bool(record.finished))
 
     def append_samples(self, slot: Mapping[str, Any]) -> None:
         """Write the samples of one slot."""
@@ -179,17 +189,29 @@ class RunFolder:
             self.damage += [told for told in part.damage if told not in self.damage]
 
     def _append(self, name: str, data: Mapping[str, Any], *, sync: bool) -> None:
-        line = json.dumps(data, allow_nan=False).encode() + b"\n"
-        with (self.path / name).open("ab+", buffering=0) as file:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # as above
-                    fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
+        line = ENCODER.encode(data).encode() + b"\n"
+        held = self._open or {}
+        file = held.get(name) or (self.path / name).open("ab+", buffering=0)
+        try:
+            _lock(file, fcntl and fcntl.LOCK_EX)
             if _cut_off(file):
                 line = b"\n" + line
             while line:
                 line = line[file.write(line) :]
             if sync:
                 os.fsync(file.fileno())
+        finally:
+            if self._open is None:
+                file.close()
+            else:
+                _lock(file, fcntl and fcntl.LOCK_UN)
+                self._open[name] = file
+
+
+def _lock(file: Any, kind: Any) -> None:
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # some network file systems have no such locks
+            fcntl.lockf(file, kind)
 
 
 def _cut_off(file: Any) -> bool:

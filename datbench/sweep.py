@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from datbench.catalogue import models_of
+from datbench.device import usable_cores
 from datbench.errors import UserError
 from datbench.plan import Case, Plan, add_plugins, make_plan, shell
 from datbench.records import Calibration, Record, Workload
@@ -41,6 +42,7 @@ class Sweep:
         self.models = _models(request.models)
         self._workloads = _workloads(request)
         self._arms = len(self.models) * max(1, len(request.runtime))
+        self._threads = request.threads or (None if elsewhere else usable_cores())
         # Where nothing trains, an optimiser is a mistake that the plan tells.
         self._optimized = {"train"} if "train" in request.mode else set(request.mode)
         self.calibration: Calibration | None = None  # of this machine, to stand in the records
@@ -116,7 +118,7 @@ class Sweep:
             runtimes=request.runtime,
             fuse=request.fuse,
             scope=request.scope,
-            threads=request.threads,
+            threads=self._threads,
             seed=request.seed,
             image=request.image,
             checkpoints=request.checkpoint,
@@ -202,6 +204,11 @@ class Parts:
         """The part of a unit; None if nothing of it was begun."""
         return self._known.get(digest_of(plan))
 
+    def records(self, plan: Plan) -> list[Record]:
+        """What there is of a unit."""
+        part = self.known(plan)
+        return part.records() if part is not None and part.has_records else []
+
     def of(self, number: int, plan: Plan) -> RunFolder:
         """The part of a unit, made if it is not there."""
         digest = digest_of(plan)
@@ -216,7 +223,7 @@ def digest_of(plan: Plan) -> str:
         plan.command,
         plan.baseline,
         [
-            (case.label, case.name, case.checkpoint, dataclasses.asdict(_anywhere(case.workload)))
+            (case.label, case.name, case.checkpoint, _anywhere(case.workload).facts())
             for case in plan.cases
         ],
     ]
@@ -245,17 +252,16 @@ def is_of(record: Record, plan: Plan) -> bool:
     )
 
 
-def is_whole(part: RunFolder | None, plan: Plan, since: int | None = None) -> bool:
-    """Whether a part holds the last word on all cases of a unit, wherever it was measured.
+def is_whole(records: Sequence[Record], plan: Plan, failed: Collection[str] = ()) -> bool:
+    """Whether records are the last word on all cases of a unit, wherever they were made.
 
     Args:
-        part: of the unit; None if nothing of it was begun.
+        records: of its part.
         plan: of the unit.
-        since: bytes of its records from which on a case that failed counts too.
+        failed: models whose failure is a last word too.
     """
-    if part is None or not part.has_records:
-        return False
-    done = {r.model for r in part.records() if not r.error and is_of(r, plan)} | {*plan.impossible}
-    if since is not None:
-        done |= {record.model for record in part.records(since) if record.error}
-    return all(case.label in done for case in plan.cases)
+    done = {r.model for r in records if not r.error and is_of(r, plan)}
+    return bool(records) and all(
+        case.label in done or case.label in plan.impossible or case.label in failed
+        for case in plan.cases
+    )

@@ -176,8 +176,10 @@ def parse_options(text: str | None, name: str) -> dict[str, Any]:
     Raises:
         ZooError: it is not a list of keyword arguments with literal values.
     """
+    if not text:
+        return {}
     try:
-        call = ast.parse(f"f({text or ''})", mode="eval").body
+        call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError("not keyword arguments")
         return {str(k.arg): _value(k.value) for k in call.keywords}

@@ -86,15 +86,16 @@ def measure(
         pool: starts its workers.
     """
     plan = sweep.unit(number, device)
+    known = parts.records(plan)
+    if is_whole(known, plan):
+        return known
     part = parts.of(number, plan)
-    if is_whole(part, plan):
-        return part.records()
     with turn(
         plan.cases[0].workload.device,
         lambda: progress("waiting for another datbench on this machine", 0.0),
     ):
         keys = {case.key for case in plan.cases}
-        if part.has_records and any(record.key not in keys for record in part.records()):
+        if any(record.key not in keys for record in known):
             part.set_aside()
         try:
             return run(plan, part, progress, pool)

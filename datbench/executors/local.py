@@ -152,10 +152,10 @@ class _Lanes:
 
 def _begun_on(parts: Parts, plan: Plan) -> str:
     """The device on which a unit was begun, `WHOLE`, or "" for none."""
-    part = parts.known(plan)
-    if part is None or not part.has_records:
-        return ""
-    return WHOLE if is_whole(part, plan) else part.records()[0].workload.device
+    records = parts.records(plan)
+    if is_whole(records, plan):
+        return WHOLE
+    return records[0].workload.device if records else ""
 
 
 def _lane(pipe: Any, request: Request, folder: Any, device: str) -> None:

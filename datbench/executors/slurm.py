@@ -214,7 +214,7 @@ class _Watch:
         for number in range(len(self._sweep)):
             plan = self._sweep.unit(number, self._slurm.device)
             unit = _Under(plan, digest_of(plan))
-            if not is_whole(self._parts.known(plan), plan):
+            if not is_whole(self._parts.records(plan), plan):
                 self._units[number] = unit
         jobs = self._journalled()
         states = job_states() if jobs else {}
@@ -268,7 +268,8 @@ class _Watch:
         part = self._parts.of(number, unit.plan)
         if part.size != unit.size:
             unit.size = part.size
-            if is_whole(part, unit.plan, unit.offset):
+            failed = {record.model for record in part.records(unit.offset) if record.error}
+            if is_whole(part.records(), unit.plan, failed):
                 del self._units[number]
                 return False
         state = "" if states is None else states.get(unit.job, GONE)
