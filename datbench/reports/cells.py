@@ -149,8 +149,13 @@ def differences(records: Sequence[Record]) -> list[str]:
     return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
 
 
-def labels(records: Sequence[Record]) -> list[str]:
-    """Name the records of a machine apart: by what differs where a model comes more than once."""
+def labels(records: Sequence[Record], *, runs: bool = True) -> list[str]:
+    """Name the records of a machine apart: by what differs where a model comes more than once.
+
+    Args:
+        records: of a machine.
+        runs: whether runs are told apart too.
+    """
     same: dict[str, list[Record]] = {}
     for record in records:
         same.setdefault(record.model, []).append(record)
@@ -160,7 +165,7 @@ def labels(records: Sequence[Record]) -> list[str]:
         sizes = len({shape(record) for record in found}) > 1
         for record, differs in zip(found, differences(found), strict=True):
             parts = [shape(record)] * sizes + [differs] * bool(differs)
-            parts += [record.run_id] * several
+            parts += [record.run_id] * (several and runs)
             names[id(record)] = f"{model} ({', '.join(parts)})" if parts else model
     return [names[id(record)] for record in records]
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from datbench.records import Record, Workload
-from datbench.reports.cells import labels
+from datbench.reports.cells import labels, rounded
 
 SHARE = 0.95  # of the best throughput
 
@@ -31,7 +31,7 @@ class Curve:
     def told(self) -> str:
         """Say it in a line."""
         best = max(self.records, key=_throughput)
-        most = f"{_throughput(best):.3g} img/s at batch {best.workload.batch_size}"
+        most = f"{rounded(_throughput(best))} img/s at batch {best.workload.batch_size}"
         hosts = {r.environment.host for r in self.records if r.environment}
         apart = f"; measured on {len(hosts)} machines" if len(hosts) > 1 else ""
         if self.saturation is None:

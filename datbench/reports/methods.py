@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from datbench.deployment import CLASSES, CONFIDENCE, MOST_BOXES, OVERLAP
 from datbench.inputs import IMAGENET_MEAN, IMAGENET_STD
+from datbench.plan import versions
 from datbench.records import Environment, Record, Workload
 from datbench.reports.machines import by_machine
 from datbench.reports.protocol import (
@@ -34,6 +34,7 @@ from datbench.training import LEARNING_RATE, MOMENTUM
 
 def methods(records: Sequence[Record]) -> list[str]:
     """Write how records were measured, in paragraphs; none for no records."""
+    records = [record for record in records if not record.impossible]
     if not records:
         return []
     found = []
@@ -65,8 +66,8 @@ def hardware(records: Sequence[Record]) -> str:
     if work.device == "cpu":
         text = f"The device was the processor {host}."
     else:
-        versions = {"driver": where.driver, "CUDA": where.cuda, "cuDNN": where.cudnn}
-        inside = _inside(*(f"{what} {found}" for what, found in versions.items() if found))
+        of_gpu = {"driver": where.driver, "CUDA": where.cuda, "cuDNN": where.cudnn}
+        inside = _inside(*(f"{what} {found}" for what, found in of_gpu.items() if found))
         text = f"The device was the GPU {where.device_name}{inside}, in a machine with {host}."
     if where.simulated:
         text = (
@@ -89,7 +90,7 @@ def software(where: Environment) -> str:
         f"The software was datbench {where.datbench_version}{commit}, with Python {where.python}, "
         f"PyTorch {where.torch}{packages}."
     )
-    here = version("datbench")
+    here = versions()["datbench"]
     if where.datbench_version != here:
         text += f" What is said of the protocol is that of datbench {here}."
     return text

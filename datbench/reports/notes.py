@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from datbench.advice import advice
 from datbench.records import Record
-from datbench.reports.cells import rounded, shape
+from datbench.reports.cells import labels, rounded, shape
 from datbench.reports.curves import curves
+from datbench.reports.protocol import some
 
 # Of what is known of how a runtime ran; versions and the like stay in the record.
 TOLD = (
@@ -20,7 +21,12 @@ SIDES = ("FASTER", "SAME", "SLOWER", "INCONCLUSIVE")
 
 def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]:
     """Yield the notes of a table of one machine, with published figures unless told elsewhere."""
-    yield from dict.fromkeys(note for record in records for note in _of(record))
+    said: dict[str, list[str]] = {}
+    for record, label in zip(records, labels(records, runs=False), strict=True):
+        for note in _of(record):
+            said.setdefault(note, []).append(label)
+    for note, about in said.items():
+        yield f"{some(list(dict.fromkeys(about)))}{note}"
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record.run_id, []).append(record)
@@ -39,14 +45,16 @@ def notes(records: Sequence[Record], *, published: bool = True) -> Iterator[str]
 
 
 def _of(record: Record) -> Iterator[str]:
-    """Yield what is to be said of a record alone."""
+    """Yield what is to be said of a record alone, its name left out."""
+    if record.impossible:
+        yield f" cannot be: {record.error}"
+        return
     if record.error:
-        yield f"{record.model} {'cannot be' if record.impossible else 'failed'}: {record.error}"
+        yield f" failed: {record.error}"
     for warning in record.all_warnings:
-        if not record.impossible:
-            yield f"{record.model}: {warning}"
+        yield f": {warning}"
     if record.facts:
-        yield f"{record.model}: {ran(record)}"
+        yield f": {ran(record)}"
 
 
 def verdicts(records: Sequence[Record]) -> str:
@@ -177,4 +185,5 @@ def _origin(record: Record) -> str:
 
 def _spanned(values: Iterable[object]) -> str:
     """List values, each once."""
-    return " or ".join(dict.fromkeys(map(str, values)))
+    *others, last = dict.fromkeys(map(str, values))
+    return f"{', '.join(others)} or {last}" if others else last

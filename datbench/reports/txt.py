@@ -67,7 +67,7 @@ def _table(records: Sequence[Record], width: int, columns: Sequence[str] | None)
         return Lines(straight(titles, rows))
     table = plain_table()
     runtimes = len({record.workload.runtime for record in records}) > 1
-    least = {"model": LABEL} if runtimes else {}
+    least = {"model": LABEL} if runtimes or "conditions" in titles else {}
     for title in titles:
         wraps = title == "model" or title.startswith("time")
         table.add_column(
