@@ -219,7 +219,7 @@ function batches(figure, models) {
         const saturated = model.batch === curve.saturation;
         const said = `${curve.label}, batch ${model.batch}: ${y.title} ${rounded(model.axes[y.name])}`;
         const transform = `translate(${px},${py})`;
-        if (saturated) chart.add("path", { class: `open ${colour(curve)}`, d: SHAPES[0], transform: `${transform} scale(2.2)` });
+        if (saturated) chart.add("path", { class: `open ${colour(curve)}`, d: SHAPES[0], transform: `${transform} scale(2.2)`, "vector-effect": "non-scaling-stroke" });
         chart.mark("path", { class: `full ${colour(curve)}`, d: outline(curve), transform }, said + (saturated ? "; saturated from here on" : ""));
       }
     }
