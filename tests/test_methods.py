@@ -150,8 +150,8 @@ def test_machines_and_kinds_have_paragraphs_and_shared_facts_stand_once(run):
     ]
     there = on_gpu(run("SAME", work=CUDA))
     found = methods([*here, *there, *eight])
-    assert len(found) == 2 + 3 + 3  # machines, kinds, and what is shared
-    assert sum("batch size 8" in text for text in found) == 2
+    assert len(found) == 2 + 2 + 3  # machines, kinds, and what is shared
+    assert sum("with batch sizes 1 and 8" in text for text in found) == 1
     assert found[0].startswith("On Test CPU, 2 threads: ")
     everything = " ".join(found)
     assert everything.count("p90 from 29") == 1

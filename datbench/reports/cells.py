@@ -68,6 +68,8 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
     }
     if len(runs) == 1:
         del columns["run"]
+    if any(apart.values()) or any(map(apart_from_eager, records)):
+        del columns["GFLOPs"]  # twice the MACs; such a table has many columns
     if not any(apart.values()):
         del columns["conditions"]
     if all(record.values.get("energy_mj_img") is None for record in records):
@@ -75,10 +77,8 @@ def _makers(records: Sequence[Record], *, published: bool) -> dict[str, Callable
     if not any(map(apart_from_eager, records)):
         del columns["off from\neager"]
         del columns["host\nms"]  # what the host does differs between runtimes
-    else:
-        del columns["GFLOPs"]  # twice the MACs; such a table has many columns
-        if all(record.values.get("host_ms_median") is None for record in records):
-            del columns["host\nms"]
+    elif all(record.values.get("host_ms_median") is None for record in records):
+        del columns["host\nms"]
     if named := list(dict.fromkeys(" + ".join(_parts(r)) for r in records if _parts(r))):
         titles = {PARTED: "\n+ ".join(" or ".join(named).split(" + ")) + " ms"}
         columns = {titles.get(name, name): maker for name, maker in columns.items()}

@@ -112,9 +112,10 @@ def kind(records: Sequence[Record]) -> str:
     first = records[0]
     work = first.workload
     did = "One forward pass" if work.mode == "inference" else "One training step"
+    sizes = list(dict.fromkeys(str(record.workload.batch_size) for record in records))
+    batch = f"batch size{'s' * (len(sizes) > 1)} {listed(sizes)}"
     parts = [
-        f"{did} of {names(records)} was timed, with batch size {work.batch_size}, "
-        f"{_runtime(work)}.",
+        f"{did} of {names(records)} was timed, with {batch}, {_runtime(work)}.",
         _scope(work),
         _training(work),
         _precision(work),
@@ -248,7 +249,8 @@ def _open(records: Sequence[Record]) -> str:
 
 def _kind(record: Record) -> tuple[Any, ...]:
     """What runs must share to be told together."""
-    work = dataclasses.replace(record.workload, input_shape=(0, 0, 0))
+    device = record.workload.device.partition(":")[0]
+    work = dataclasses.replace(record.workload, device=device, input_shape=(0, 0, 0), batch_size=0)
     return (work, record.tier, record.budget_s, record.min_effect, record.command)
 
 
