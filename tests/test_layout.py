@@ -12,6 +12,7 @@ import rich_click as click
 import torch
 
 import zoo
+from datbench.catalogue import models_of
 from datbench.cli import cli
 from zoo.names import parse_name
 
@@ -48,8 +49,12 @@ def test_only_one_file_of_datbench_speaks_of_cuda():
 
 
 def commands() -> list[str]:
-    """Lines of the README's code blocks that call datbench."""
-    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", README, re.S)
+    """Lines of code blocks that call datbench, in the README and in what it says of sweeps."""
+    docs = [
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("sweeps.md", "cluster.md")
+    ]
+    texts = [text.replace("\\\n", " ") for text in (README, *docs)]
+    blocks = [b for text in texts for b in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.S)]
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&&|\||>", line)]
     return [part for part in parts if part.startswith("datbench ")]
@@ -90,8 +95,9 @@ def test_every_command_of_the_readme_can_be_parsed(command):
     made = found.make_context(found.name, list(rest), parent=context, resilient_parsing=False)
     for plugin in made.params.get("plugins") or ():
         zoo.load_plugin(plugin)
-    for model in made.params.get("models") or ():
-        parse_name(model)
+    for pattern in made.params.get("models") or ():
+        for model in models_of(pattern):
+            parse_name(model)
 
 
 def test_the_readme_names_every_command_and_the_two_that_do_everything():

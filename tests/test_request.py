@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +112,16 @@ def test_a_saved_request_leaves_out_what_is_usual(tmp_path):
     assert head.startswith("# ")
     assert f"datbench run {tmp_path}" in head
     assert rest == ['models = "dat"']
+
+
+def test_the_plan_file_of_the_docs_works(tmp_path):
+    docs = Path(__file__).parents[1] / "docs" / "sweeps.md"
+    text = docs.read_text(encoding="utf-8")
+    (plan,) = re.findall(r"```toml\n(.*?)```", text, re.S)
+    (tmp_path / "sweep.toml").write_text(plan)
+    assert read_request(tmp_path / "sweep.toml").executor == "slurm"
+    named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
+    assert set(Request.model_fields) <= named
 
 
 def test_requests_do_not_change():

@@ -35,7 +35,7 @@ from zoo.registry import ZooError
 FOLDER, JOURNAL = "slurm", "jobs.jsonl"
 ENDED = "BOOT_FAIL COMPLETED DEADLINE FAILED NODE_FAIL PREEMPTED TIMEOUT".split()
 HOPELESS = {  # states after which another attempt would end alike, and what the row says of them
-    "CANCELLED": "cancelled: Slurm's job {job} was cancelled",
+    "CANCELLED": "Slurm's job {job} was cancelled",
     "OUT_OF_MEMORY": "out of memory: Slurm ended the job {job}, which took more than it was given; "
     "ask for more with --slurm-mem",
 }
