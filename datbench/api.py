@@ -128,16 +128,18 @@ class Execution:
         self.executor = make_executor(request)
         if request.command == "compare" and self._sweep.is_plain:
             self._sweep.calibration = latest_calibration(results, first.cases[0].workload)
-        self._single = self._sweep.is_plain and not self._sweep.is_product
-        if resume is None:
-            self.folder = RunFolder.create(results, request.command)
-        else:
-            self.folder = find_run(resume, results)
-            if not self._single and self.folder.size:
-                raise UserError(
-                    f"{self.folder.path} is a single {request.command}, and this is a "
-                    "sweep; leave --resume out"
-                )
+        self.folder = (
+            RunFolder.create(results, request.command)
+            if resume is None
+            else find_run(resume, results)
+        )
+        one = self._sweep.is_plain and not self._sweep.is_product
+        self._single = one and not self.folder.parts()
+        if self.folder.size and not self._single:
+            raise UserError(
+                f"{self.folder.path} is a single {request.command}, and this is a sweep; leave "
+                "--resume out"
+            )
         request.save(self.folder.path)
         self.complete = False
 

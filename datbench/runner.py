@@ -43,6 +43,7 @@ from datbench.schedule import (
 )
 from datbench.stats import decide, median_interval
 from datbench.store import RunFolder
+from datbench.turns import turn
 
 Progress = Callable[[str, float], None]
 MOST_OF_A_PAIR = 0.75  # of the time of the last pair; for less than that no other is started
@@ -177,17 +178,21 @@ class Run:
             )
 
     def measure(self, pool: Pool | None = None) -> None:
-        """Measure everything, or until Ctrl-C."""
+        """Measure everything in its turn, or until Ctrl-C."""
         own = Pool(self.plan.protocol.timeout_s, self.plan.cases)
+        if not self.wanted:
+            return
         try:
-            with own if pool is None else contextlib.nullcontext(pool) as pool_:
+            with (
+                turn(self.plan.cases[0].workload.device),
+                own if pool is None else contextlib.nullcontext(pool) as pool_,
+            ):
+                self.started = time.monotonic()
                 self._measure(pool_)
         except KeyboardInterrupt:
             self.interrupted = True
 
     def _measure(self, pool: Pool) -> None:
-        if not self.wanted:
-            return
         for i, arm in enumerate(self.wanted):
             if i == 0 or not arm.measurements:
                 self.progress(f"{arm.label}: parameters, MACs, memory", 0.2 * i / len(self.arms))

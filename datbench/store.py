@@ -143,9 +143,10 @@ class RunFolder:
 
     @property
     def size(self) -> int:
-        """Bytes of its own records."""
-        path = self.path / RECORDS
-        return path.stat().st_size if path.exists() else 0
+        """Bytes of its own records; a file that another machine wrote is asked for anew."""
+        with contextlib.suppress(FileNotFoundError), (self.path / RECORDS).open("rb") as file:
+            return file.seek(0, os.SEEK_END)
+        return 0
 
     def records(self, since: int = 0) -> list[Record]:
         """Read the latest record of each model, in order of first appearance.

@@ -7,10 +7,11 @@ case on a GPU shares the machine with those on other GPUs; one on the processor 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -19,15 +20,15 @@ except ImportError:  # not on Windows: nobody waits there
     fcntl = None  # type: ignore[assignment]
 
 POLL_S = 0.2
+LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def turn(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Have a device to oneself.
+def turn(device: str) -> Iterator[None]:
+    """Have a device to oneself, after those who have it now; a warning tells of them.
 
     Args:
         device: "cpu" or "cuda:N".
-        waiting: called once if somebody else has it.
     """
     if fcntl is None:
         yield
@@ -42,7 +43,7 @@ def turn(device: str, waiting: Callable[[], None] = lambda: None) -> Iterator[No
             stack.callback(os.close, file)
             while not _locked(file, kind):
                 if not told:
-                    waiting()
+                    LOG.warning("Waiting for another datbench that measures on this machine.")
                     told = True
                 time.sleep(POLL_S)
         yield

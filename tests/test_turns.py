@@ -20,13 +20,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "POLL_S", 0.01)
 
 
-def waits(device, environment=None):
+def waits(device, monkeypatch):
     """Whether somebody else has to wait for a device that is asked for now."""
     told = threading.Event()
     done = threading.Event()
+    monkeypatch.setattr(turns.LOG, "warning", lambda text: told.set())
 
     def other():
-        with turn(device, told.set):
+        with turn(device):
             done.set()
 
     thread = threading.Thread(target=other)
@@ -46,9 +47,11 @@ def waits(device, environment=None):
         ("cuda:0", "cuda:1", False),
     ],
 )
-def test_nothing_runs_beside_a_case_on_the_processor_or_twice_on_a_gpu(held, asked, has_to_wait):
+def test_nothing_runs_beside_a_case_on_the_processor_or_twice_on_a_gpu(
+    monkeypatch, held, asked, has_to_wait
+):
     with turn(held):
-        thread, waited = waits(asked)
+        thread, waited = waits(asked, monkeypatch)
     thread.join(10)
     assert not thread.is_alive()  # its turn came when the other's ended
     assert waited == has_to_wait
@@ -68,18 +71,18 @@ def test_a_gpu_is_known_by_its_own_name(monkeypatch, variable, held, asked, same
     monkeypatch.setenv(variable, held)
     with turn("cuda:0"):
         monkeypatch.setenv(variable, asked)
-        thread, waited = waits("cuda:0")
+        thread, waited = waits("cuda:0", monkeypatch)
     thread.join(10)
     assert waited == same
 
 
-def test_a_turn_ends_with_its_process():
+def test_a_turn_ends_with_its_process(monkeypatch):
     context = multiprocessing.get_context("fork")
     held = context.Event()
     process = context.Process(target=_hold, args=(held,))
     process.start()
     assert held.wait(10)
-    thread, waited = waits("cpu")
+    thread, waited = waits("cpu", monkeypatch)
     process.kill()
     process.join()
     thread.join(10)

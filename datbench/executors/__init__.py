@@ -14,7 +14,6 @@ from datbench.request import Request
 from datbench.runner import OtherMachine, Progress, run
 from datbench.store import RunFolder
 from datbench.sweep import Parts, Sweep, is_whole
-from datbench.turns import turn
 from zoo.registry import Registry, Spec
 
 
@@ -90,18 +89,14 @@ def measure(
     if is_whole(known, plan):
         return known
     part = parts.of(number, plan)
-    with turn(
-        plan.cases[0].workload.device,
-        lambda: progress("waiting for another datbench on this machine", 0.0),
-    ):
-        keys = {case.key for case in plan.cases}
-        if any(record.key not in keys for record in known):
-            part.set_aside()
-        try:
-            return run(plan, part, progress, pool)
-        except OtherMachine:
-            part.set_aside()
-            return run(plan, part, progress, pool)
+    keys = {case.key for case in plan.cases}
+    if any(record.key not in keys for record in known):
+        part.set_aside()
+    try:
+        return run(plan, part, progress, pool)
+    except OtherMachine:
+        part.set_aside()
+        return run(plan, part, progress, pool)
 
 
 def make_executor(request: Request) -> Executor:
