@@ -956,6 +956,7 @@ def _measure(
     dry_run: bool = False,
 ) -> list[Record]:
     """Run, show and write; a run that Ctrl-C ended exits here."""
+    from datbench.executors import EXECUTORS
     from datbench.reports import check_output, gather, tell_of_samples
     from datbench.reports.txt import account
 
@@ -967,6 +968,8 @@ def _measure(
         _forecast(request, results, form)
         return []
     execution = Execution(request, results, resume)
+    if EXECUTORS[request.executor].elsewhere:
+        click.echo(f"Results come into {execution.folder.path}", err=True)
     with _progress() as progress:
         records = execution.run(progress)
     folder = execution.folder

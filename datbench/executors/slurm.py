@@ -43,8 +43,10 @@ HELD = "LAUNCH_FAILED"
 OVER = frozenset([*ENDED, *HOPELESS, HELD])
 MEMORY = re.compile(r"exceeded (job )?memory limit|oom[ _-]kill", re.I)
 GONE = "gone"  # of a job that Slurm no longer knows
+# After these the job may be queued again by Slurm, or have written what is not yet seen here.
+LINGERING = frozenset([GONE, "COMPLETED", "NODE_FAIL", "PREEMPTED"])
 POLL_S = (1.0, 10.0)  # between two looks, longer as nothing happens
-GRACE_S = 30.0  # for what a job wrote last to be seen here
+GRACE_S = 30.0  # for that
 MINUTES, SIGNAL_S = 60, 30  # default time limit; how long before it a job is warned
 ARRAY = 1001  # largest array where Slurm does not tell
 
@@ -277,7 +279,7 @@ class _Watch:
             unit.over_s = None
             return False
         unit.over_s = unit.over_s or time.monotonic()
-        if state in (GONE, "COMPLETED") and time.monotonic() - unit.over_s < GRACE_S:
+        if state in LINGERING and time.monotonic() - unit.over_s < GRACE_S:
             return False
         log = self._log(unit.job)
         if MEMORY.search(log):
