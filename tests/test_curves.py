@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datbench.records import Workload
+from datbench.records import Comparison, Workload
 from datbench.reports import render
 from datbench.reports.curves import SHARE, curves, saturation
+from datbench.reports.notes import notes
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,19 @@ def test_reports_tell_the_curves(swept):
     assert '"curves":[{"label":"dat_tiny","style":' in page
     assert '"saturation":8' in page
     assert '"curves":[]' in render(swept({1: 100.0}), "html")
+
+
+def test_comparisons_without_a_verdict_are_told_beside_those_that_have_one(make_record):
+    def compared(batch, verdict, pairs):
+        return make_record(
+            "swin_tiny",
+            comparison=Comparison("dat_tiny", 1.3, 1.2, 1.4, verdict),
+            work=Workload("cpu", (3, 224, 224), batch_size=batch, threads=2),
+            pairs=pairs,
+        )
+
+    told = list(notes([compared(1, "SLOWER", 8), compared(2, "SLOWER", 8), compared(4, None, 2)]))
+    assert (
+        "Against dat_tiny - slower: swin_tiny (2 of 2). Models of one side are not ranked. "
+        "No verdict of swin_tiny (batch 4): 2 process pairs are too few."
+    ) in told

@@ -58,17 +58,22 @@ def _of(record: Record) -> Iterator[str]:
 
 
 def verdicts(records: Sequence[Record]) -> str:
-    """Sum up the comparisons of one run, or say why they have no verdict."""
-    compared = [r.comparison for r in records if r.comparison and "wrong_output" not in r.flags]
-    if any(comparison.verdict is None for comparison in compared):
-        pairs = max(int(record.values.get("pairs") or 0) for record in records)
-        return (
-            "No verdict: one process pair, so the interval leaves out what differs from process "
-            "to process."
+    """Sum up the comparisons of one run, and say why those have no verdict that have none."""
+    compared = [r for r in records if r.comparison and "wrong_output" not in r.flags]
+    judged = [r for r in compared if r.comparison and r.comparison.verdict]
+    rest = [r for r in compared if r.comparison and not r.comparison.verdict]
+    told = [standing(judged)] if len(judged) > 1 else []
+    if rest:
+        names = dict(zip(map(id, records), labels(records, runs=False), strict=True))
+        who = f" of {some([names[id(record)] for record in rest])}" if judged else ""
+        pairs = max(int(record.values.get("pairs") or 0) for record in rest)
+        told.append(
+            f"No verdict{who}: one process pair, so the interval leaves out what differs from "
+            "process to process."
             if pairs <= 1
-            else f"No verdict: {pairs} process pairs are too few."
+            else f"No verdict{who}: {pairs} process pairs are too few."
         )
-    return standing(records) if len(compared) > 1 else ""
+    return " ".join(told)
 
 
 def ran(record: Record) -> str:
