@@ -22,7 +22,7 @@ DISTURBED = 0.05  # of a model's slots, from which on the row is flagged
 
 @dataclasses.dataclass
 class Arm:
-    """What is known of one case so far."""
+    """What is known of one case so far; `met` is whether a worker told of its device."""
 
     case: Case
     environment: Environment
@@ -43,6 +43,7 @@ class Arm:
     )
     cold: list[int] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    met: bool = False
     decision: Decision | None = None
     error: str | None = None
     record: Record | None = None

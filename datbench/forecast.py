@@ -8,16 +8,19 @@ at one that is merely usual, through the protocol's rounds.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
+import multiprocessing
+import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datbench.device import MIB
+from datbench.device import MIB, usable_cores
 from datbench.pair import SWITCH_MS
 from datbench.plan import Case, Plan
+from datbench.pool import no_main_module
 from datbench.records import Record
 from datbench.schedule import pair_rounds, slot_iterations
 from datbench.store import run_folders
@@ -44,30 +47,99 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """A row of `COLUMNS` for each case, unit by unit."""
     known = [record for folder in run_folders(results) for record in _readable(folder)]
-    for number, plan in enumerate(sweep):
-        progress(f"unit {number + 1}: {plan.cases[0].label}", number / len(sweep))
-        times = _Times(plan, known)
-        for case in plan.cases:
-            work = case.workload
-            row = dict.fromkeys(COLUMNS) | {
-                "unit": number + 1,
-                "model": case.label,
-                "input": "x".join(map(str, work.input_shape)),
-                "dtype": work.arithmetic,
-                "mode": work.step,
-                "runtime": work.execution,
-                "batch_size": work.batch_size,
-            }
-            if case.label in plan.impossible:
-                yield row | {"error": plan.impossible[case.label]}
-                continue
-            try:
-                peak = _peak_mib(_portable(case)) if work.runtime == "eager" else None
-                expected_s, by = times.of(case)
-            except Exception as error:  # noqa: BLE001 - a model may raise anything; others go on
-                yield row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
-                continue
-            yield row | {"predicted_peak_mib": peak, "expected_s": expected_s, "expected_by": by}
+    plans = list(sweep)
+    context = multiprocessing.get_context("spawn")
+    deaf = (signal.signal, (signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for this process
+    with ProcessPoolExecutor(usable_cores(), context, *deaf) as pool:
+        needs = _Needs(pool)
+        for plan in plans:
+            for case in _possible(plan):
+                needs.ask(case)
+        try:
+            for number, plan in enumerate(plans):
+                progress(f"unit {number + 1}: {plan.cases[0].label}", number / len(plans))
+                times = _Times(plan, known, needs)
+                for case in plan.cases:
+                    yield {"unit": number + 1} | _row(case, plan, times, needs)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _row(case: Case, plan: Plan, times: _Times, needs: _Needs) -> dict[str, Any]:
+    work = case.workload
+    row = dict.fromkeys(COLUMNS[1:]) | {
+        "model": case.label,
+        "input": "x".join(map(str, work.input_shape)),
+        "dtype": work.arithmetic,
+        "mode": work.step,
+        "runtime": work.execution,
+        "batch_size": work.batch_size,
+    }
+    if case.label in plan.impossible:
+        return row | {"error": plan.impossible[case.label]}
+    try:
+        peak = needs.peak_mib(case) if work.runtime == "eager" else None
+        expected_s, by = times.of(case)
+    except _Failed as failed:
+        return row | {"error": str(failed)}
+    return row | {"predicted_peak_mib": peak, "expected_s": expected_s, "expected_by": by}
+
+
+def _possible(plan: Plan) -> list[Case]:
+    return [case for case in plan.cases if case.label not in plan.impossible]
+
+
+class _Failed(Exception):
+    """A model raised something; the message is the row's error."""
+
+
+class _Needs:
+    """Memory and multiply-adds of cases, found by other processes, each once.
+
+    Args:
+        pool: of these processes.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+        self._asked: dict[Any, Future[float | str]] = {}
+
+    def ask(self, case: Case) -> None:
+        """Let what will be wanted of a case be found."""
+        if case.workload.runtime == "eager":
+            self._future(_peak_mib, _portable(case))
+        self._future(_macs, _single(case))
+
+    def peak_mib(self, case: Case) -> float:
+        """Predicted peak of a case."""
+        return self._result(_peak_mib, _portable(case))
+
+    def macs(self, case: Case) -> float:
+        """Multiply-adds of one input."""
+        return self._result(_macs, _single(case))
+
+    def _future(self, find: Callable[[Case], float], case: Case) -> Future[float | str]:
+        if (find, case) not in self._asked:
+            with no_main_module():
+                self._asked[find, case] = self._pool.submit(_answer, find, case)
+        return self._asked[find, case]
+
+    def _result(self, find: Callable[[Case], float], case: Case) -> float:
+        found = self._future(find, case).result()
+        if isinstance(found, str):
+            raise _Failed(found)
+        return found
+
+
+def _answer(find: Callable[[Case], float], case: Case) -> float | str:
+    """What is found of a case, or in words what went wrong."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        return find(case)
+    except Exception as error:  # noqa: BLE001 - a model may raise anything; others go on
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _readable(folder: Any) -> list[Record]:
@@ -82,9 +154,10 @@ def _readable(folder: Any) -> list[Record]:
 class _Times:
     """Seconds that the cases of a unit will take."""
 
-    def __init__(self, plan: Plan, known: Sequence[Record]) -> None:
+    def __init__(self, plan: Plan, known: Sequence[Record], needs: _Needs) -> None:
         self._plan = plan
         self._known = known
+        self._needs = needs
         self._rates: list[float] = []
         kind = plan.cases[0].workload.device.partition(":")[0]
         for record in known:
@@ -106,8 +179,7 @@ class _Times:
         protocol = self._plan.protocol
         pairs = protocol.looks[-1]
         shared = self._plan.baseline is not None
-        arms = [c for c in self._plan.cases if c.label not in self._plan.impossible]
-        steps = [self._step_ms(arm) for arm in (arms if shared else [case])]
+        steps = [self._step_ms(arm) for arm in (_possible(self._plan) if shared else [case])]
         slots = [slot_iterations(step) * step / 1000 for step in steps]
         timed_s = 2 * sum(slots)
         untimed_s = 2 * sum(max(SWITCH_MS, step) for step in steps) / 1000
@@ -122,7 +194,7 @@ class _Times:
     def _step_ms(self, case: Case) -> float:
         work = case.workload
         trained = TRAINED if work.mode == "train" else 1.0
-        return max(LEAST_MS, 1000 * trained * work.batch_size * _macs(_single(case)) / self._rate)
+        return max(LEAST_MS, 1000 * trained * work.batch_size * self._needs.macs(case) / self._rate)
 
 
 def _portable(case: Case) -> Case:
@@ -140,14 +212,12 @@ def _single(case: Case) -> Case:
     return dataclasses.replace(case, label="", workload=work)
 
 
-@functools.lru_cache(maxsize=4096)
 def _peak_mib(case: Case) -> float:
     from datbench.prediction import predict
 
     return predict(case).peak_allocated / MIB
 
 
-@functools.lru_cache(maxsize=4096)
 def _macs(case: Case) -> float:
     import torch
 

@@ -59,7 +59,7 @@ class Worker:
         self._process = context.Process(
             target=_serve, args=(theirs, case, folder), name=f"datbench {case.label}", daemon=True
         )
-        with _no_main_module():
+        with no_main_module():
             self._process.start()
         theirs.close()
 
@@ -161,7 +161,7 @@ def _serve(connection: multiprocessing.connection.Connection, case: Case, folder
 
 
 @contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
+def no_main_module() -> Iterator[None]:
     """Keep multiprocessing from importing the caller's script in the child.
 
     A script that calls `datbench.compare` without a `__main__` guard would otherwise run itself

@@ -138,6 +138,7 @@ class Run:
                 continue
             self._check_origin(record, arm.environment)
             arm.environment = record.environment
+            arm.met = True
             arm.facts = dict(record.facts)
             arm.measurements = [m for m in record.measurements if m.name not in timed]
             arm.need_mib = need_mib(arm.measurements)
@@ -259,6 +260,7 @@ class Run:
                     f"is {facts['device_name']}; leave --resume out"
                 )
             arm.environment = dataclasses.replace(arm.environment, **facts)
+            arm.met = True
             room = worker.ask("room")
             self._room_mib = room if self._room_mib is None else min(room, self._room_mib)
             self.health = worker.ask("health")
@@ -357,7 +359,7 @@ class Run:
             source=case.named.source,
             workload=case.workload,
             timestamp_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            environment=None if arm.label in self.plan.impossible else arm.environment,
+            environment=arm.environment if self._met(arm) else None,
             measurements=tuple(measurements),
             comparison=self._comparison(arm),
             warnings=tuple(dict.fromkeys((*arm.warnings, *arm.doubts(self._busiest)))),
@@ -373,6 +375,11 @@ class Run:
             unit=self.folder.unit,
             **case.published,
         )
+
+    def _met(self, arm: Arm) -> bool:
+        """Whether the device of a case is known; a GPU is when a worker has told of it."""
+        on_cpu = arm.case.workload.device == "cpu"
+        return arm.met or (on_cpu and arm.label not in self.plan.impossible)
 
     def _save(self, arm: Arm, finished: bool = False) -> Record:
         record = self._record(arm, finished)

@@ -14,7 +14,7 @@ from datbench.device import count_cuda_devices, resolve_device
 from datbench.errors import UserError
 from datbench.executors import Executor, executor, measure
 from datbench.plan import Plan
-from datbench.pool import Pool
+from datbench.pool import Pool, no_main_module
 from datbench.request import Request
 from datbench.runner import Progress
 from datbench.store import RunFolder
@@ -76,6 +76,7 @@ class _Lanes:
             on = _begun_on(parts, sweep.unit(number))
             if on != WHOLE:
                 self._begun.get(on, self._new).append(number)
+        self._stopped = False
         self._done = len(sweep) - len(self._new) - sum(map(len, self._begun.values()))
 
     def run(self) -> bool:
@@ -95,7 +96,8 @@ class _Lanes:
                 process = context.Process(
                     target=_lane, args=(theirs, self._sweep.request, self._folder.path, device)
                 )
-                process.start()
+                with no_main_module():
+                    process.start()
                 theirs.close()
                 stack.callback(process.join)
                 stack.callback(ours.close)  # ends it, and comes before it is waited for
@@ -127,6 +129,7 @@ class _Lanes:
 
     def _stop(self) -> None:
         """Give nothing any more."""
+        self._stopped = True
         for waiting in (self._new, *self._begun.values()):
             waiting.clear()
 
@@ -136,6 +139,9 @@ class _Lanes:
         try:
             said, value = pipe.recv()
         except (EOFError, OSError):
+            if self._stopped:
+                del lanes[pipe]
+                return False
             raise UserError(
                 f"the process for {device} is gone; what it measured is in {self._folder.path}"
             ) from None

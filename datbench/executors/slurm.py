@@ -407,5 +407,5 @@ def _last_line(text: str) -> str:
     """The last line that tells an error, of what a program said."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
-    told = [line for line in own if "error" in line.lower()]
+    told = [line for line in own if re.search("error|fatal", line, re.I)]
     return (told or own or lines or ["it said nothing"])[-1]
