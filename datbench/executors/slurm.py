@@ -193,7 +193,7 @@ class _Under:
     attempts: int = 0
     offset: int = 0
     over_s: float | None = None
-    size: int = -1
+    size: int = 0
 
 
 class _Watch:
