@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from datbench.records import Comparison
+from datbench.records import Comparison, Workload
 from datbench.reports import Content, render
 
 pytestmark = pytest.mark.browser
@@ -177,6 +177,34 @@ def test_disturbed_and_redone_slots_are_marked(twelve, open_page):
     assert set(outlines) == {"M-4,-4L4,4M-4,4L4,-4"}
     page.locator("#drift [name=y]").select_option("ms")
     assert "slot median, ms" in page.locator("#drift svg.chart").text_content()
+
+
+def test_curves_against_the_batch_ring_where_throughput_saturates(make_record, open_page):
+    rates = {"dat_tiny": {1: 100, 8: 400, 32: 410}, "swin_tiny": {1: 50, 8: 200, 32: 600}}
+    records = [
+        make_record(
+            model,
+            work=Workload("cpu", (3, 224, 224), batch_size=batch, threads=2),
+            latency_ms_median=1000 * batch / rate,
+            throughput_img_s=float(rate),
+            peak_allocated_mib=100.0 + batch,
+        )
+        for model, of in rates.items()
+        for batch, rate in of.items()
+    ]
+    page = open_page(Content(records))
+    told = marks(page, "batches")
+    assert len(told) == 18  # three panels of six points
+    assert "dat_tiny, batch 8: throughput, img/s 400; saturated from here on" in told
+    assert "swin_tiny, batch 32: peak memory, MiB 132" in told
+    assert page.locator("#batches path.open").count() == 3  # a ring in each panel
+    assert page.locator("#batches .legend li").all_inner_texts() == [" dat_tiny", " swin_tiny"]
+    aria = page.locator("#batches svg.chart").get_attribute("aria-label")
+    assert "dat_tiny: saturated from batch 8 on; swin_tiny: not saturated" in aria
+    page.locator("#batches").get_by_label("log y").check()
+    assert len(marks(page, "batches")) == 18
+    page.locator("#filter").fill("swin")
+    assert {mark.partition(",")[0] for mark in marks(page, "batches")} == {"swin_tiny"}
 
 
 def test_plots_without_data_do_not_appear(make_record, open_page):

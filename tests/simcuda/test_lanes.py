@@ -10,6 +10,7 @@ import pytest
 
 from datbench.store import RunFolder, latest_run
 
+pytestmark = pytest.mark.slow
 MODELS = ("block:ema", "block:psa")
 SWEEP = ("--input", "16x8x8", "--batch-size", "1", "2", "4", "8", "--image", "noise", "--quick")
 
