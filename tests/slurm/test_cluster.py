@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -45,6 +46,7 @@ class Sweep:
                 command, cwd=folder, env=cluster.environment, start_new_session=True,
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
                 stdout=out, stderr=subprocess.STDOUT,
+                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )  # fmt: skip
 
     @property
