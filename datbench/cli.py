@@ -958,6 +958,7 @@ def _measure(
     """Run, show and write; a run that Ctrl-C ended exits here."""
     from datbench.executors import EXECUTORS
     from datbench.reports import check_output, gather, tell_of_samples
+    from datbench.reports.protocol import counted
     from datbench.reports.txt import account
 
     for output in outputs:
@@ -974,10 +975,11 @@ def _measure(
         records = execution.run(progress)
     folder = execution.folder
     if jobs := execution.executor.under_way:
-        if _confirm(f"Cancel {len(jobs)} jobs that are not finished?"):
+        jobs_told = counted(len(jobs), "job")
+        if _confirm(f"Not finished: {jobs_told}. Cancel what is left?"):
             execution.executor.cancel()
         else:
-            click.echo(f"{len(jobs)} jobs go on; --resume {folder.path} follows them", err=True)
+            click.echo(f"On the cluster: {jobs_told}; --resume {folder.path} follows", err=True)
     if not execution.complete and not any(record.measurements for record in records):
         click.echo(f"Interrupted; what there is: {folder.path}", err=True)
         sys.exit(INTERRUPTED)

@@ -139,7 +139,7 @@ class Cluster:
         self.wait(gone)
         self.wait(started)
 
-    def wait(self, happened: Callable[[], object], timeout_s: float = 90) -> None:
+    def wait(self, happened: Callable[[], object], timeout_s: float = 180) -> None:
         """Wait until something has happened."""
         end = time.monotonic() + timeout_s
         while not happened():

@@ -144,7 +144,7 @@ def test_a_job_that_takes_more_memory_than_it_has_is_a_row_that_says_so(sweep):
 def test_a_drained_node_gets_no_more_jobs_and_its_job_goes_on(cluster, sweep):
     begun = sweep(*TWELVE)
     job = begun.running(0)
-    node = cluster.tell("squeue", "-h", "-j", job, "-o", "%N").strip()
+    node = cluster.tell("squeue", "-h", "-t", "all", "-j", job, "-o", "%N").strip()
     cluster.tell("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
     records = begun.end()
     assert [len(found) for found in records.values()] == [6, 6]
@@ -156,7 +156,7 @@ def test_a_drained_node_gets_no_more_jobs_and_its_job_goes_on(cluster, sweep):
 def test_a_job_goes_on_when_its_node_has_failed(cluster, sweep):
     begun = sweep(*ONE_UNIT, tier="default")
     job = begun.running(0)
-    node = cluster.tell("squeue", "-h", "-j", job, "-o", "%N").strip()
+    node = cluster.tell("squeue", "-h", "-t", "all", "-j", job, "-o", "%N").strip()
     cluster.tell("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     cluster.hurry(job, begun.run.resolve())
     records = begun.end()
@@ -209,7 +209,7 @@ def test_after_ctrl_c_the_jobs_go_on_and_resume_follows_them(cluster, sweep):
     begun.running(0)
     os.killpg(begun.process.pid, signal.SIGINT)
     assert begun.process.wait(60) == 130, begun.said()
-    assert "jobs go on; --resume" in begun.said()
+    assert "On the cluster: " in begun.said()
     known = set(cluster.jobs())
     assert {"RUNNING"} <= {*cluster.jobs().values()}
     records = sweep(*TWELVE, "--resume", str(begun.run)).end()
@@ -220,10 +220,10 @@ def test_after_ctrl_c_the_jobs_go_on_and_resume_follows_them(cluster, sweep):
 
 def test_ctrl_c_asks_whether_to_cancel_the_jobs(cluster, sweep):
     ours, theirs = pty.openpty()
-    begun = sweep(*ONE_UNIT, "--batch-size", "1", "2", terminal=theirs)
+    begun = sweep(*ONE_UNIT, "--batch-size", "1", "2", tier="default", terminal=theirs)
     begun.running(0)
     os.killpg(begun.process.pid, signal.SIGINT)
-    cluster.wait(lambda: "Cancel 2 jobs that are not finished?" in begun.said())
+    cluster.wait(lambda: "Not finished: 2 jobs. Cancel what is left?" in begun.said())
     os.write(ours, b"y\n")
     assert begun.process.wait(60) == 130
     cluster.wait(lambda: not {"RUNNING", "PENDING"} & {*cluster.jobs().values()})
