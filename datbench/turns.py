@@ -30,18 +30,16 @@ def turn(device: str) -> Iterator[None]:
     Args:
         device: "cpu" or "cuda:N".
     """
-    if fcntl is None:
-        yield
-        return
     alone = device == "cpu"
+    wanted = [("machine", alone)] + ([] if alone else [(_physical(device), True)])
     with contextlib.ExitStack() as stack:
         told = False
-        wanted = [("machine", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)]
-        wanted += [] if alone else [(_physical(device), fcntl.LOCK_EX)]
-        for name, kind in wanted:
-            file = os.open(_folder() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for name, exclusive in wanted:
+            file = _opened(name)
+            if file is None:
+                continue
             stack.callback(os.close, file)
-            while not _locked(file, kind):
+            while not _locked(file, exclusive):
                 if not told:
                     LOG.warning("Waiting for another datbench that measures on this machine.")
                     told = True
@@ -49,11 +47,26 @@ def turn(device: str) -> Iterator[None]:
         yield
 
 
-def _locked(file: int, kind: int) -> bool:
+def _opened(name: str) -> int | None:
+    """A file to lock; None where there can be none, and nobody waits."""
+    if fcntl is None:
+        return None
+    owner = os.getuid() if hasattr(os, "getuid") else "all"
+    folder = Path(tempfile.gettempdir()) / f"datbench-turns-{owner}"
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+
+
+def _locked(file: int, exclusive: bool) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH))
     except BlockingIOError:
         return False
+    except OSError:  # some network file systems have no such locks
+        return True
     return True
 
 
@@ -65,11 +78,3 @@ def _physical(device: str) -> str:
         if index < len(names) and names[index]:
             return f"cuda-{names[index].replace('/', '-')}"
     return f"cuda-{index}"
-
-
-def _folder() -> Path:
-    """A folder for the locks of this user."""
-    owner = os.getuid() if hasattr(os, "getuid") else "all"
-    path = Path(tempfile.gettempdir()) / f"datbench-turns-{owner}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path

@@ -94,3 +94,12 @@ def _hold(held):
     with turn("cpu"):
         held.set()
         threading.Event().wait()
+
+
+def test_without_a_place_for_locks_nobody_waits(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file"))
+    with turn("cpu"):
+        thread, waited = waits("cpu", monkeypatch)
+    thread.join(10)
+    assert not waited
