@@ -151,7 +151,7 @@ class Execution:
         """
         if self._single:
             records = run(self._sweep.unit(0), self.folder, progress)
-            self.complete = not any("interrupted" in record.flags for record in records)
+            self.complete = not any(record.interrupted for record in records)
             return records
         self.complete = self.executor.run(self._sweep, self.folder, progress)
         return self.folder.records() if self.folder.has_records else []

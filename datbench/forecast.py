@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datbench.device import MIB, usable_cores
+from datbench.errors import UserError
 from datbench.pair import SWITCH_MS
 from datbench.plan import Case, Plan
 from datbench.pool import no_main_module
@@ -55,10 +56,10 @@ def rows(
         for plan in plans:
             for case in _possible(plan):
                 needs.ask(case)
+        times = _Times(plans[0].cases[0].workload.device, known, needs)
         try:
             for number, plan in enumerate(plans):
                 progress(f"unit {number + 1}: {plan.cases[0].label}", number / len(plans))
-                times = _Times(plan, known, needs)
                 for case in plan.cases:
                     yield {"unit": number + 1} | _row(case, plan, times, needs)
         finally:
@@ -79,7 +80,7 @@ def _row(case: Case, plan: Plan, times: _Times, needs: _Needs) -> dict[str, Any]
         return row | {"error": plan.impossible[case.label]}
     try:
         peak = needs.peak_mib(case) if work.runtime == "eager" else None
-        expected_s, by = times.of(case)
+        expected_s, by = times.of(case, plan)
     except _Failed as failed:
         return row | {"error": str(failed)}
     return row | {"predicted_peak_mib": peak, "expected_s": expected_s, "expected_by": by}
@@ -143,8 +144,6 @@ def _answer(find: Callable[[Case], float], case: Case) -> float | str:
 
 
 def _readable(folder: Any) -> list[Record]:
-    from datbench.errors import UserError
-
     try:
         return list(folder.records())
     except UserError:
@@ -152,14 +151,13 @@ def _readable(folder: Any) -> list[Record]:
 
 
 class _Times:
-    """Seconds that the cases of a unit will take."""
+    """Seconds that cases will take on a device, by what is known of it."""
 
-    def __init__(self, plan: Plan, known: Sequence[Record], needs: _Needs) -> None:
-        self._plan = plan
+    def __init__(self, device: str, known: Sequence[Record], needs: _Needs) -> None:
         self._known = known
         self._needs = needs
         self._rates: list[float] = []
-        kind = plan.cases[0].workload.device.partition(":")[0]
+        kind = device.partition(":")[0]
         for record in known:
             values, work = record.values, record.workload
             median, macs = values.get("latency_ms_median"), values.get("macs")
@@ -168,18 +166,18 @@ class _Times:
                 self._rates.append(1000 * macs * work.batch_size / median)
         self._rate = statistics.median(self._rates) if self._rates else RATE[kind]
 
-    def of(self, case: Case) -> tuple[float, str]:
+    def of(self, case: Case, plan: Plan) -> tuple[float, str]:
         """Seconds, and what tells."""
         for record in reversed(self._known):
-            if record.model == case.label and not record.error and is_of(record, self._plan):
+            if record.model == case.label and not record.error and is_of(record, plan):
                 return sum(record.spent_s.values()), EARLIER
-        return self._guessed(case), RATED if self._rates else USUAL
+        return self._guessed(case, plan), RATED if self._rates else USUAL
 
-    def _guessed(self, case: Case) -> float:
-        protocol = self._plan.protocol
+    def _guessed(self, case: Case, plan: Plan) -> float:
+        protocol = plan.protocol
         pairs = protocol.looks[-1]
-        shared = self._plan.baseline is not None
-        steps = [self._step_ms(arm) for arm in (_possible(self._plan) if shared else [case])]
+        shared = plan.baseline is not None
+        steps = [self._step_ms(arm) for arm in (_possible(plan) if shared else [case])]
         slots = [slot_iterations(step) * step / 1000 for step in steps]
         timed_s = 2 * sum(slots)
         untimed_s = 2 * sum(max(SWITCH_MS, step) for step in steps) / 1000
@@ -263,11 +261,11 @@ def _cell(column: str, value: Any) -> str:
 
 def summary(found: Sequence[dict[str, Any]]) -> str:
     """Say in a line how many cases there are and what they take."""
+    from datbench.reports.protocol import counted
+
     seconds = sum(row["expected_s"] or 0.0 for row in found)
     guessed = sum(row["expected_by"] not in (None, EARLIER) for row in found)
     impossible = sum(row["error"] is not None for row in found)
-    from datbench.reports.protocol import counted
-
     units = len({row["unit"] for row in found})
     told = f"{counted(len(found), 'case')} in {counted(units, 'unit')}"
     told += f", {impossible} of them impossible" if impossible else ""

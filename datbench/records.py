@@ -287,6 +287,11 @@ class Record:
         return {name: _plain(getattr(self, name)) for name in _names(Record)}
 
     @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended its measuring."""
+        return "interrupted" in self.flags
+
+    @property
     def impossible(self) -> bool:
         """Whether nothing was tried, because it cannot be; the error says why."""
         return "impossible" in self.flags

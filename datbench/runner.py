@@ -180,13 +180,13 @@ class Run:
 
     def measure(self, pool: Pool | None = None) -> None:
         """Measure everything in its turn, or until Ctrl-C."""
-        own = Pool(self.plan.protocol.timeout_s, self.plan.cases)
         if not self.wanted:
             return
+        given = contextlib.nullcontext(pool) if pool else None
         try:
             with (
                 turn(self.plan.cases[0].workload.device),
-                own if pool is None else contextlib.nullcontext(pool) as pool_,
+                given or Pool(self.plan.protocol.timeout_s, self.plan.cases) as pool_,
             ):
                 self.started = time.monotonic()
                 self._measure(pool_)

@@ -104,7 +104,7 @@ class RunFolder:
         """
         with contextlib.ExitStack() as stack:
             if fcntl is not None:
-                self._lock(stack)
+                self._reserve(stack)
             self._open = {}
             try:
                 yield
@@ -113,7 +113,8 @@ class RunFolder:
                     file.close()
                 self._open = None
 
-    def _lock(self, stack: contextlib.ExitStack) -> None:
+    def _reserve(self, stack: contextlib.ExitStack) -> None:
+        """Lock the folder until `stack` is closed."""
         folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

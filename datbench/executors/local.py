@@ -19,6 +19,7 @@ from datbench.request import Request
 from datbench.runner import Progress
 from datbench.store import RunFolder
 from datbench.sweep import Parts, Sweep, is_whole
+from zoo.registry import ZooError
 
 WHOLE = "whole"
 
@@ -45,7 +46,7 @@ class Local(Executor):
                 for number in range(len(sweep)):
                     share = _share(progress, number, len(sweep))
                     records = measure(sweep, number, parts, share, device=device, pool=pool)
-                    if any("interrupted" in record.flags for record in records):
+                    if any(record.interrupted for record in records):
                         return False
                     pool.renew()
             except KeyboardInterrupt:
@@ -176,11 +177,11 @@ def _lane(pipe: Any, request: Request, folder: Any, device: str) -> None:
                     sweep, number, parts, lambda text, _: pipe.send(("at", text)),
                     device=device, pool=pool,
                 )  # fmt: skip
-            except (UserError, ValueError) as error:
+            except (UserError, ZooError) as error:
                 pipe.send(("failed", str(error)))
                 return
             pool.renew()
-            pipe.send(("done", not any("interrupted" in record.flags for record in records)))
+            pipe.send(("done", not any(record.interrupted for record in records)))
 
 
 def _share(progress: Progress, number: int, units: int) -> Progress:
