@@ -1,18 +1,26 @@
-r"""How often `datbench compare` is right on this machine, against what common scripts do.
+r"""How often `datbench compare` is right on this machine.
 
-    python benchmarks/accuracy.py run quiet 0 --count 100
-    python benchmarks/accuracy.py run load 3 --count 40
-    python benchmarks/accuracy.py run quiet 3 --count 20 --tier rigorous
+    python benchmarks/accuracy.py run --count 12
+    python benchmarks/accuracy.py run --count 12 --condition fixed --models pvt_v2_b0 resnet18 net
+    python benchmarks/accuracy.py run --count 12 --condition labels --models pvt_v2_b0
+    python benchmarks/accuracy.py run --count 12 --slower 5 --models net pvt_v2_b0
+    python benchmarks/accuracy.py run --count 12 --source ../datbench-of-last-week
     python benchmarks/accuracy.py summary
-    datbench compare --models 'benchmarks/accuracy.py:net[of=swin]' \
-        'benchmarks/accuracy.py:net[of=swin,slower=5]'
 
-A run compares a small convolutional network with itself, the second made slower by so many
-percent: after each forward it goes on with small matrix products until that much of the
-forward's own time has passed. Under "load" a busy process beside it is switched on and off every
-two to five seconds. Next to each comparison stands the yardstick: 10 warm-up iterations and the
-mean of 40 of the one network, then of the other. Every comparison is a line of
-`results/accuracy/comparisons.jsonl`; `summary` counts them.
+Each comparison is a network against itself, the second made slower by so many percent: after each
+forward it goes on with small matrix products until that much of the forward's own time has passed.
+The networks take turns, so that a machine that changes meanwhile changes for all of them.
+Conditions:
+
+    quiet   nothing beside it
+    load    a busy process beside it is switched on and off every two to five seconds
+    fixed   without address space randomisation and with a fixed hash seed, as some containers run
+    labels  the first network has an option that says what holds anyway, so that its name is longer
+
+Next to each comparison of `net`, a small convolutional network, stands the yardstick: 10 warm-up
+iterations and the mean of 40 of the one network, then of the other. Every comparison is a line of
+`results/accuracy/comparisons.jsonl`; `summary` counts them. `--source` measures with the datbench
+of another checkout.
 """
 
 from __future__ import annotations
@@ -23,6 +31,8 @@ import contextlib
 import datetime
 import itertools
 import json
+import os
+import platform
 import random
 import statistics
 import subprocess
@@ -35,6 +45,21 @@ from typing import Any
 
 FOLDER = Path("results/accuracy")
 MARGIN = 0.01  # what a reader of two means takes for a difference, and datbench's own default
+NETWORKS = {
+    "net": ("--img-size", "224"),
+    "timm:mobilenetv3_small_100": (),
+    "timm:resnet18": (),
+    "timm:convnext_atto": (),
+    "pvt_v2_b0": (),
+    "pvt_tiny": (),
+    "swin_tiny": (),
+    "dat_tiny": (),
+    "yolov8n/160": ("--img-size", "160"),
+    "yolov8n/320": ("--img-size", "320"),
+    "yolov8n+ema/320": ("--img-size", "320"),
+    "block:dat": ("--input", "256x20x20"),
+    "block:ema": ("--input", "256x20x20"),
+}
 LOAD = """
 import random, time
 rng = random.Random({seed})
@@ -83,7 +108,7 @@ def net(slower: float = 0.0, of: str = "") -> Any:
 @contextlib.contextmanager
 def condition(name: str, seed: int) -> Iterator[None]:
     """Keep the machine quiet, or switch a load on and off."""
-    if name == "quiet":
+    if name != "load":
         yield
         return
     load = subprocess.Popen([sys.executable, "-c", LOAD.format(seed=seed)])
@@ -94,32 +119,63 @@ def condition(name: str, seed: int) -> Iterator[None]:
         load.wait()
 
 
-def measured(slower: float, seed: int, tier: str) -> dict[str, Any]:
-    """Compare with datbench, as a user would."""
-    import datbench
+def names(network: str, slower: float, condition_: str) -> list[str]:
+    """Models to compare, as a user would name them."""
+    bare = network.partition("/")[0]
+    own = f"{Path(__file__).resolve()}:net"
+    first = own if bare == "net" else bare
+    if slower:
+        of = [] if bare == "net" else [f"of={bare}"]
+        options = [*of, f"slower={slower:g}"]
+        return [f"{own}[{of[0]}]" if of else own, f"{own}[{','.join(options)}]"]
+    if condition_ == "labels":
+        return [f"{first}[num_classes=1000]", first]
+    return [first, first]
 
-    name = f"{Path(__file__).resolve()}:net"
-    other = f"{name}[slower={slower:g}]" if slower else name
+
+def measured(arguments: argparse.Namespace, network: str, seed: int) -> dict[str, Any]:
+    """Compare with datbench, as a user would."""
+    fixed = ["setarch", platform.machine(), "-R"] if arguments.condition == "fixed" else []
+    variables = {"PYTHONHASHSEED": "0"} if arguments.condition == "fixed" else {}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as results:
-        record = datbench.compare(
-            [name, other], device="cpu", img_size=224, image="noise", seed=seed, results=results,
-            rigorous=tier == "rigorous",
-        )[1]  # fmt: skip
-    compared = record.comparison
-    if compared is None:
-        raise SystemExit(f"the comparison failed: {record.error}")
+        command = [
+            *fixed, sys.executable, "-m", "datbench", "compare",
+            "--models", *names(network, arguments.slower, arguments.condition), *NETWORKS[network],
+            "--device", "cpu", "--seed", str(seed), "--results", results, "--format", "jsonl",
+            *(["--image", "noise"] if network == "net" else []),
+            *(["--rigorous"] if arguments.tier == "rigorous" else []),
+        ]  # fmt: skip
+        done = subprocess.run(
+            command,
+            env={**os.environ, **variables, "PYTHONPATH": str(arguments.source.resolve())},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode or len(records) != 2:
+        raise SystemExit(f"the comparison failed: {done.stderr}")
+    compared, values = records[1]["comparison"], records[1]["measurements"]
+    found = {value["name"]: value["value"] for value in values}
+    flags = [flag for record in records for flag in flagged(record)]
     return {
-        "verdict": compared.verdict,
-        "ratio": compared.ratio,
-        "lo": compared.lo,
-        "hi": compared.hi,
-        "pairs": record.values["pairs"],
-        "latency_ms": record.values["latency_ms_median"],
-        "warnings": record.warnings,
-        "flags": record.flags,
+        "verdict": compared["verdict"],
+        "ratio": compared["ratio"],
+        "lo": compared["lo"],
+        "hi": compared["hi"],
+        "pairs": found["pairs"],
+        "latency_ms": found["latency_ms_median"],
+        "flags": sorted(set(flags)),
         "seconds": time.monotonic() - start,
+        "git_commit": records[1]["environment"]["git_commit"],
     }
+
+
+def flagged(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the flags of a record."""
+    warnings = [*record["warnings"], *(w for m in record["measurements"] for w in m["warnings"])]
+    yield from (warning.partition(":")[0] for warning in warnings)
 
 
 def sequential(slower: float) -> dict[str, Any]:
@@ -146,8 +202,8 @@ def sequential(slower: float) -> dict[str, Any]:
     }
 
 
-def run(name: str, slower: float, count: int, tier: str) -> None:
-    """Add so many comparisons to the file."""
+def run(arguments: argparse.Namespace) -> None:
+    """Add so many comparisons of each network to the file."""
     import torch
 
     from datbench.device import usable_cores
@@ -157,58 +213,73 @@ def run(name: str, slower: float, count: int, tier: str) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / "comparisons.jsonl"
     done = len(path.read_text().splitlines()) if path.exists() else 0
-    for seed in range(done, done + count):
-        with condition(name, seed):
-            if name == "load":
+    turns = [network for _ in range(arguments.count) for network in arguments.models]
+    for seed, network in enumerate(turns, start=done):
+        with condition(arguments.condition, seed):
+            if arguments.condition == "load":
                 time.sleep(random.Random(seed).uniform(0, 5))
             line = {
-                "condition": name,
-                "slower_percent": slower,
-                "tier": tier,
+                "protocol": arguments.protocol,
+                "network": network,
+                "condition": arguments.condition,
+                "slower_percent": arguments.slower,
+                "tier": arguments.tier,
                 "seed": seed,
                 "timestamp_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "sequential": sequential(slower),
-                "datbench": measured(slower, seed, tier),
+                "sequential": sequential(arguments.slower) if network == "net" else None,
+                "datbench": measured(arguments, network, seed),
                 "environment": host_facts(),
             }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         ours = line["datbench"]
         print(
-            f"{seed} {name} {slower:g}% {tier}: {ours['verdict']} {ours['ratio']:.4f} "
+            f"{seed} {arguments.protocol} {network} {arguments.condition} {arguments.slower:g}% "
+            f"{arguments.tier}: {ours['verdict']} {ours['ratio']:.4f} "
             f"[{ours['lo']:.4f}, {ours['hi']:.4f}] {ours['pairs']} pairs {ours['seconds']:.0f} s "
-            f"{' '.join(ours['flags'])}; sequential {line['sequential']['ratio']:.4f}",
+            f"{ours['latency_ms']:.1f} ms {' '.join(ours['flags'])}",
             flush=True,
         )
 
 
 def summary() -> None:
-    """Count verdicts by condition, tier and slowdown."""
+    """Count verdicts by protocol, condition, tier and slowdown, and by network."""
     lines = [json.loads(text) for text in (FOLDER / "comparisons.jsonl").read_text().splitlines()]
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = collections.defaultdict(list)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
     for line in lines:
-        groups[line["condition"], line["tier"], line["slower_percent"]].append(line)
-    found = [
-        {
-            "condition": condition_,
-            "tier": tier,
-            "slower_percent": slower,
-            "comparisons": len(group),
-            "datbench": counted([line["datbench"] for line in group], slower),
-            "sequential": counted([line["sequential"] for line in group], slower),
-        }
-        for (condition_, tier, slower), group in sorted(groups.items(), reverse=True)
-    ]
+        key = (line["protocol"], line["condition"], line["tier"], line["slower_percent"])
+        groups[key, ""].append(line)
+        groups[key, line["network"]].append(line)
+    found = []
+    for (key, network), group in sorted(groups.items()):
+        protocol, condition_, tier, slower = key
+        yardstick = [line["sequential"] for line in group if line["sequential"]]
+        found.append(
+            {
+                "protocol": protocol,
+                "condition": condition_,
+                "tier": tier,
+                "slower_percent": slower,
+                "network": network or "all",
+                "comparisons": len(group),
+                "datbench": counted([line["datbench"] for line in group], slower),
+                "sequential": counted(yardstick, slower) if network == "net" else None,
+            }
+        )
     environments = {json.dumps(line["environment"], sort_keys=True) for line in lines}
     content = {"environments": [json.loads(e) for e in sorted(environments)], "found": found}
     (FOLDER / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
     for row in found:
+        ours = row["datbench"]
+        low, high = ours["wrong_interval"]
+        told = f", found {ours['found']:.0%}" if "found" in ours else ""
         print(
-            f"{row['condition']}, {row['tier']}, {row['slower_percent']:g} % slower, "
-            f"n = {row['comparisons']}"
+            f"{row['protocol']}, {row['condition']}, {row['tier']}, {row['slower_percent']:g} % "
+            f"slower, {row['network']}: {ours['wrong']} of {row['comparisons']} wrong "
+            f"({low:.1%} to {high:.1%}){told}; {ours['pairs']:.1f} pairs, {ours['seconds']:.0f} s, "
+            f"half width {ours['half_width']:.2%}, ratio {ours['ratio_median']:.4f} "
+            f"+- {ours['ratio_deviation']:.2%}"
         )
-        for method in ("datbench", "sequential"):
-            print(f"  {method:10} {json.dumps(row[method])}")
 
 
 def counted(results: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
@@ -228,6 +299,7 @@ def counted(results: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
         truth = 1 + slower / 100
         counts["covered"] = statistics.fmean(r["lo"] <= truth <= r["hi"] for r in results)
         counts["pairs"] = statistics.fmean(r["pairs"] for r in results)
+        counts["half_width"] = statistics.median((r["hi"] - r["lo"]) / 2 for r in results)
         counts["seconds"] = statistics.fmean(r["seconds"] for r in results)
     else:
         counts["different_by_welch"] = sum(r["p_welch"] < 0.05 for r in results)
@@ -247,14 +319,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("condition", choices=["quiet", "load"])
-    running.add_argument("slower", type=float, help="percent")
-    running.add_argument("--count", type=int, default=100)
+    running.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    running.add_argument(
+        "--condition", choices=["quiet", "load", "fixed", "labels"], default="quiet"
+    )
+    running.add_argument("--slower", type=float, default=0.0, help="percent")
+    running.add_argument("--count", type=int, default=12, help="of each network")
     running.add_argument("--tier", choices=["default", "rigorous"], default="default")
+    running.add_argument("--source", type=Path, default=Path(), help="checkout to measure with")
+    running.add_argument("--protocol", default="now", help="name of what --source measures by")
     commands.add_parser("summary")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        run(arguments.condition, arguments.slower, arguments.count, arguments.tier)
+        run(arguments)
     else:
         summary()
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datbench.errors import UserError
-from datbench.plan import Plan, make_plan
 from datbench.records import Record
 from datbench.runner import Progress, run
-from datbench.schedule import DEFAULT, Protocol
+from datbench.schedule import DEFAULT
 from datbench.store import RunFolder, find_run
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Execution:
     """
 
     def __init__(self, request: Request, results: Path, resume: Path | None = None) -> None:
-        from datbench.calibration import latest_calibration
+        from datbench.calibration import calibrations
         from datbench.executors import EXECUTORS, make_executor
         from datbench.sweep import Sweep
 
@@ -127,7 +126,7 @@ class Execution:
         first = self._sweep.unit(0)
         self.executor = make_executor(request)
         if request.command == "compare" and self._sweep.is_plain:
-            self._sweep.calibration = latest_calibration(results, first.cases[0].workload)
+            self._sweep.calibrations = calibrations(results, first.cases[0].workload)
         self.folder = (
             RunFolder.create(results, request.command)
             if resume is None
@@ -160,15 +159,3 @@ class Execution:
 def _measured(request: Request, results: Any, resume: Any, progress: Progress) -> list[Record]:
     where = Path(results), None if resume is None else Path(resume)
     return Execution(request, *where).run(progress)
-
-
-def prepare(
-    command: str,
-    models: Sequence[str],
-    protocol: Protocol,
-    results: Path,
-    **options: Any,
-) -> tuple[Plan, RunFolder]:
-    """Plan a run and make its folder; whatever the user can put right shows here."""
-    plan = make_plan(models, command=command, protocol=protocol, **options)
-    return plan, RunFolder.create(results, command)

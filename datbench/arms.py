@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from datbench.metrics.latency import Samples
 from datbench.plan import Case
 from datbench.pool import WorkerFault
 from datbench.records import Environment, Measurement, Record
-from datbench.stats import Decision, round_difference
+from datbench.stats import Decision, between, round_difference
 
 DISTURBED = 0.05  # of a model's slots, from which on the row is flagged
+SENSITIVE = 0.10  # between the fastest and the slowest layout, from which on the row is flagged
+FEWEST_LAYOUTS = 3  # for which that is asked
 
 
 @dataclasses.dataclass
@@ -115,6 +118,37 @@ class Arm:
                 yield f"{flag}: {len(told)} of {self.slots} slots, the last: {told[-1]}{who}"
         if self.foreign:
             yield f"foreign_process: {self.foreign} other processes are on the GPU"
+
+
+def layout_doubt(arm: Arm, compared: Sequence[Arm]) -> Iterator[str]:
+    """Yield it if a model is fast or slow by where its memory lies, from process to process.
+
+    A machine that drifts makes processes differ too. It is not that if the ratios within rounds
+    differ as much, by more than their scatter within the processes explains.
+
+    Args:
+        arm: the model.
+        compared: with which other it was, in ratios; itself, or where it is the baseline all
+            others; none where nothing is compared.
+    """
+    logs = [samples.logs for samples in arm.processes if samples.logs]
+    if len(logs) < FEWEST_LAYOUTS:
+        return
+    seen = [logs, *([d for d in other.differences if d] for other in compared)]
+    if any(len(groups) < FEWEST_LAYOUTS or not _apart(groups) for groups in seen):
+        return
+    times_ms = [statistics.median(samples.latency_ms) for samples in arm.processes if samples.logs]
+    yield (
+        f"layout_sensitive: {min(times_ms):.3g} ms in the fastest of {len(times_ms)} layouts of "
+        f"its memory, {max(times_ms):.3g} ms in the slowest"
+    )
+
+
+def _apart(groups: Sequence[Sequence[float]]) -> bool:
+    """Whether processes differ by more than `SENSITIVE`, and not by their scatter within."""
+    medians = list(map(statistics.median, groups))
+    apart = math.expm1(max(medians) - min(medians))
+    return apart > SENSITIVE and 2 * between(groups) ** 2 > statistics.variance(medians)
 
 
 def close_round(

@@ -1,9 +1,11 @@
-"""A model against itself: how far this machine can tell two models apart.
+"""Models against themselves: how far this machine can tell two models apart.
 
 Three copies of a model are compared as any models are, over 20 process pairs. What the ratios
 of identical models scatter is the noise floor; from it follows the smallest difference that each
-tier finds. The pairs, cut into comparisons of as many pairs as the first look has, tell how often
-identical models are called different.
+tier finds. What of it differs from process to process, and not within them, is the share of the
+layout of memory. The pairs, cut into comparisons of as many pairs as the first look has, tell how
+often identical models are called different. A short, a medium and a long model are calibrated,
+because they do not scatter alike; a record has the calibration of the nearest latency.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from datbench.plan import Plan
 from datbench.records import Calibration, Record, Workload
 from datbench.runner import Progress, Run
 from datbench.schedule import DEFAULT, LOOK_LEVEL, RIGOROUS, Protocol
-from datbench.stats import decide, detectable
+from datbench.stats import between, decide, detectable
 from datbench.store import RunFolder
 
 COPIES = 3
+MODELS = ("timm:mobilenetv3_small_100", "pvt_v2_b0", "dat_tiny")  # a short, a medium, a long one
 FILE = "calibration.json"
 
 
@@ -51,8 +54,10 @@ def calibrate(
     measured = Run(plan, folder, progress)
     measured.measure()
     records = measured.finish()
-    pairs = [arm.pairs for arm in measured.arms if arm.label != plan.baseline]
-    found = summarise(records, pairs)
+    copies = [arm for arm in measured.arms if arm.label != plan.baseline]
+    found = summarise(
+        records, [arm.pairs for arm in copies], layout_share([arm.differences for arm in copies])
+    )
     if found is not None:
         first = plan.cases[0].workload
         content = {"machine": machine(first), **dataclasses.asdict(found)}
@@ -60,12 +65,31 @@ def calibrate(
     return records, found, measured.health
 
 
-def summarise(records: Sequence[Record], pairs: Sequence[Sequence[float]]) -> Calibration | None:
+def layout_share(copies: Sequence[Sequence[Sequence[float]]]) -> float | None:
+    """Share of the scatter of process pairs, in squares, that their rounds do not explain.
+
+    Args:
+        copies: log-ratios of each copy by process pair and round.
+    Returns:
+        None where no copy has two pairs, or where they do not scatter.
+    """
+    known = [[rounds for rounds in pairs if rounds] for pairs in copies]
+    known = [pairs for pairs in known if len(pairs) > 1]
+    scatter = sum(statistics.variance(map(statistics.median, pairs)) for pairs in known)
+    return sum(between(pairs) ** 2 for pairs in known) / scatter if scatter else None
+
+
+def summarise(
+    records: Sequence[Record],
+    pairs: Sequence[Sequence[float]],
+    of_layout: float | None = None,
+) -> Calibration | None:
     """Turn log-ratios of identical models into a calibration.
 
     Args:
         records: of the copies, the baseline first.
         pairs: of each other copy, one log-ratio a process pair.
+        of_layout: what `layout_share` found.
     Returns:
         None where a copy has fewer pairs than the first look needs.
     """
@@ -88,6 +112,7 @@ def summarise(records: Sequence[Record], pairs: Sequence[Sequence[float]]) -> Ca
         },
         false_verdicts=sum(verdict in ("FASTER", "SLOWER") for verdict in verdicts),
         comparisons=len(runs),
+        layout_share=of_layout,
     )
 
 
@@ -107,24 +132,33 @@ def machine(work: Workload) -> dict[str, str | int]:
     }
 
 
-def latest_calibration(results: Path, work: Workload) -> Calibration | None:
-    """Find the newest calibration of this machine, counting false verdicts over all of them."""
-    found = []
+def calibrations(results: Path, work: Workload) -> list[Calibration]:
+    """Find the newest calibration of each model on this machine, the newest of all first.
+
+    False verdicts are counted over all calibrations of a model.
+    """
+    found: dict[str, list[Calibration]] = {}
     for path in sorted(results.glob(f"*/{FILE}")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("machine") == machine(work):
-                found.append(Calibration(**content))
+                calibration = Calibration(**content)
+                found.setdefault(calibration.model, []).append(calibration)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # cut off by a kill, or of another version: as if it were not there
-    if not found:
-        return None
-    newest = max(found, key=lambda calibration: calibration.timestamp_utc)
-    return dataclasses.replace(
-        newest,
-        false_verdicts=sum(calibration.false_verdicts for calibration in found),
-        comparisons=sum(calibration.comparisons for calibration in found),
-    )
+    newest = [
+        dataclasses.replace(
+            max(same, key=_when),
+            false_verdicts=sum(calibration.false_verdicts for calibration in same),
+            comparisons=sum(calibration.comparisons for calibration in same),
+        )
+        for same in found.values()
+    ]
+    return sorted(newest, key=_when, reverse=True)
+
+
+def _when(calibration: Calibration) -> str:
+    return calibration.timestamp_utc
 
 
 def told(found: Calibration) -> Iterator[str]:
@@ -133,6 +167,11 @@ def told(found: Calibration) -> Iterator[str]:
         f"Noise floor: the ratio of {found.model} to itself scatters by {found.deviation:.2%} "
         f"from process pair to process pair ({found.pairs} pairs of {COPIES} copies)."
     )
+    if found.layout_share is not None:
+        yield (
+            f"{found.layout_share:.0%} of that, in squares, is what differs from process to "
+            "process, the layout of their memory above all; the rest differs within processes."
+        )
     yield "--quick: one process pair, no verdicts."
     for tier in (DEFAULT, RIGOROUS):
         yield (

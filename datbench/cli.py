@@ -15,11 +15,13 @@ import rich_click as click
 from click.shell_completion import CompletionItem
 
 from datbench import catalogue
-from datbench.api import Execution, make, prepare
+from datbench.api import Execution, make
 from datbench.errors import UserError
 from datbench.plan import DTYPES, MODES, add_plugins, make_plan
 from datbench.rows import as_text
 from datbench.runtimes import RUNTIMES
+from datbench.schedule import DEFAULT
+from datbench.store import RunFolder
 from zoo import ZooError, detector_yaml, list_blocks
 
 if TYPE_CHECKING:
@@ -559,20 +561,21 @@ def _gated(request: Request, conditions: Sequence[str], strict: bool, **shown: A
 
 
 @cli.command()
-@click.argument("model", default="pvt_v2_b0", shell_complete=complete_model)
+@click.argument("models", nargs=-1, shell_complete=complete_model)
 @click.option(
     "--pairs",
-    type=click.IntRange(5),
+    type=click.IntRange(6),
     default=20,
     show_default=True,
-    help="Process pairs; in multiples of 5 none is left out.",
+    help="Process pairs; in multiples of 6 none is left out.",
 )
 @_measuring(ONE)
 @RESULTS
-def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
-    """Compare MODEL with itself: the noise of this machine, and what it can tell apart.
+def calibrate(models: tuple[str, ...], pairs: int, rigorous: bool, **options: Any) -> None:
+    """Compare MODELS with themselves: the noise of this machine, and what it can tell apart.
 
-    The result is kept under --results, and `compare` tells it from then on.
+    A short, a medium and a long one by default, which take five minutes. The results are kept
+    under --results, and `compare` tells that of the nearest latency from then on.
     """
     from datbench import calibration, health
     from datbench.reports.txt import plain_table, show
@@ -580,31 +583,42 @@ def calibrate(model: str, pairs: int, rigorous: bool, **options: Any) -> None:
     if rigorous:
         raise UserError("--rigorous is for measuring models; give --pairs here")
     _settle(options)
-    protocol = calibration.protocol(pairs, options.pop("budget"))
-    copies = [model] * calibration.COPIES
-    plan, folder = prepare("calibrate", copies, protocol, options.pop("results"), **options)
-    findings = list(health.host(plan.cases[0].workload.threads))  # before we load it ourselves
-    with _progress() as progress:
-        records, found, state = calibration.calibrate(plan, folder, progress)
-    findings += health.gpu(state)
-    table = plain_table()
-    for title in ("machine", "found", "what to do"):
-        table.add_column(title)
-    for finding in findings:
-        table.add_row(finding.what, finding.found, finding.advice)
-    console = _stdout()
-    console.print(table)
-    console.print()
-    console.print(show(records, console.width))
-    if found is not None:
-        for line in calibration.told(found):
-            console.print(line, markup=False, highlight=False)
-    click.echo(f"Records and samples: {folder.path}", err=True)
+    models = models or calibration.MODELS
+    budget, results = options.pop("budget"), options.pop("results")
+    protocol = calibration.protocol(pairs, budget and budget / len(models))
+    plans = [
+        make_plan([model] * calibration.COPIES, command="calibrate", protocol=protocol, **options)
+        for model in models
+    ]
+    findings = list(health.host(plans[0].cases[0].workload.threads))  # before we load it ourselves
+    console, records, short = _stdout(), [], []
+    for number, plan in enumerate(plans):
+        folder = RunFolder.create(results, "calibrate")
+        with _progress() as progress:
+            found_records, found, state = calibration.calibrate(plan, folder, progress)
+        records += found_records
+        if not number:
+            table = plain_table()
+            for title in ("machine", "found", "what to do"):
+                table.add_column(title)
+            for finding in [*findings, *health.gpu(state)]:
+                table.add_row(finding.what, finding.found, finding.advice)
+            console.print(table)
+        console.print()
+        console.print(show(found_records, console.width))
+        if found is not None:
+            for line in calibration.told(found):
+                console.print(line, markup=False, highlight=False)
+        else:
+            short.append(f"{plan.baseline} {found_records[0].values.get('pairs') or 0}")
+        click.echo(f"Records and samples: {folder.path}", err=True)
+        if any(record.interrupted for record in found_records):
+            break
     _exit_on_faults(records)
-    if found is None:
+    if short:
         raise UserError(
-            f"too few process pairs for a calibration: {records[0].values.get('pairs') or 0}, "
-            "expected 5 or more; give it a longer --budget"
+            f"too few process pairs for a calibration: {', '.join(short)}, expected "
+            f"{DEFAULT.looks[0]} or more; give it a longer --budget"
         )
 
 

@@ -74,6 +74,9 @@ class Device(Protocol):
     def room_mib(self) -> float:
         """Free memory, into which the models that are compared must fit together."""
 
+    def occupy(self, sizes: Sequence[int]) -> list[Any]:
+        """Take blocks of the device's own memory, so that others lie behind them."""
+
     def health(self) -> dict[str, Any]:
         """Return settings of the device on which steady times depend."""
 
@@ -252,6 +255,11 @@ class CpuDevice:
         """Have none: only CUDA's allocator counts."""
         raise NotImplementedError
 
+    def occupy(self, sizes: Sequence[int]) -> list[Any]:
+        """It has no memory beside the host's."""
+        del sizes
+        return []
+
     def health(self) -> dict[str, Any]:
         """Nothing beside what the host tells."""
         return {}
@@ -340,6 +348,11 @@ class CudaDevice:
         cuda = self._torch.cuda
         cuda.synchronize()
         return cuda.max_memory_allocated(), cuda.max_memory_reserved()
+
+    def occupy(self, sizes: Sequence[int]) -> list[Any]:
+        """Take blocks from the caching allocator; nothing is written to them."""
+        empty, uint8 = self._torch.empty, self._torch.uint8
+        return [empty(size, dtype=uint8, device=self.name) for size in sizes if size]
 
     def health(self) -> dict[str, Any]:
         """Return persistence mode, clocks and limits."""

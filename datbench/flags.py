@@ -7,6 +7,8 @@ from collections.abc import Mapping
 FLAGS: Mapping[str, str] = {
     "noisy": "The interval of the median latency is more than a tenth of it wide: compare by the "
     "ratio, or measure again with --rigorous or on a quieter machine.",
+    "layout_sensitive": "The model is fast or slow by where its memory lies, by more than a tenth "
+    "from process to process: the latency is the median over layouts, yours may be any of them.",
     "few_samples": "Too few timed iterations stand behind the latency for its percentiles or even "
     "its interval: allow a longer --budget, or more process pairs.",
     "not_warm": "Times still moved when a process was first timed, so that its latency may be too "

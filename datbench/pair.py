@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from datbench import gauges
 from datbench.arms import Arm, close_round
+from datbench.memory_layout import Layout, draw
 from datbench.metrics.latency import Slot
 from datbench.pool import Pool, Worker, WorkerFault
 from datbench.schedule import (
@@ -63,6 +64,7 @@ class Pair:
         self._run, self._pool, self._arms, self._place = run_, pool, arms, place
         self._pair = place.pair
         self._workers: dict[str, Worker] = {}
+        self._layouts: dict[str, Layout] = {}
         self._iterations: dict[str, int] = {}
         self._step_ms: dict[str, float] = {}
         self._steady: dict[str, bool] = {}
@@ -112,7 +114,11 @@ class Pair:
     def _start(self, arm: Arm) -> None:
         self._run.progress(f"{arm.label}: warm-up", self._run.done(self._place, 0))
         worker = self._workers[arm.label] = self._pool.start(arm.case)
+        seed, run_id = arm.case.workload.seed, self._run.folder.run_id
+        layout = draw(seed, run_id, self._pair, arm.label, arm.case.key)
+        self._layouts[arm.label] = layout
         with arm.spending("start and build"):
+            worker.ask("lay_out", layout=layout)
             worker.ask("build")
         if arm.error is not None:
             return
@@ -199,6 +205,7 @@ class Pair:
                 "redone": redone,
                 "rounds": arm.planned[-1],
                 "steady": self._steady[arm.label],
+                "layout": dataclasses.asdict(self._layouts[arm.label]),
                 "foreign": foreign,
                 "host": gauges.changes(slot.before, slot.after),
                 "reference_ms": [slot.before.reference_ms, slot.after.reference_ms],

@@ -130,7 +130,7 @@ class Plan:
         baseline: label of the case that the others are compared with; None for no comparison.
         command: names the run folder.
         shell: the whole command that measures this, as a shell reads it.
-        calibration: of this machine, to stand in the records.
+        calibrations: of this machine; that of the nearest latency stands in a record.
         impossible: labels of cases that cannot be, and why; they are rows without figures.
     """
 
@@ -139,7 +139,7 @@ class Plan:
     baseline: str | None
     command: str
     shell: str = ""
-    calibration: Calibration | None = None
+    calibrations: Sequence[Calibration] = ()
     impossible: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 SCHEMA = 2
@@ -182,6 +183,9 @@ class Calibration:
         deviation: standard deviation of the ratio over process pairs, relative.
         detectable: smallest relative difference that is found 19 times of 20, by tier.
         false_verdicts, comparisons: how often the model was called faster or slower than itself.
+        layout_share: of the scatter, in squares, what differs from process to process, which is
+            the layout of their memory above all; the rest differs within processes. None in
+            calibrations of earlier versions.
     """
 
     timestamp_utc: str
@@ -192,6 +196,15 @@ class Calibration:
     detectable: Mapping[str, float]
     false_verdicts: int
     comparisons: int
+    layout_share: float | None = None
+
+
+def nearest(known: Sequence[Calibration], latency_ms: float | None) -> Calibration | None:
+    """The calibration whose model takes about as long; the first where a latency is not known."""
+    if latency_ms is None:
+        return next(iter(known), None)
+    log = math.log(latency_ms)
+    return min(known, key=lambda found: abs(math.log(found.latency_ms) - log), default=None)
 
 
 @dataclasses.dataclass(frozen=True)

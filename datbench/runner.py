@@ -21,19 +21,19 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from datbench import gauges
-from datbench.arms import Arm, need_mib, restore
+from datbench.arms import Arm, layout_doubt, need_mib, restore
 from datbench.device import cpu_name
 from datbench.errors import UserError
 from datbench.metrics.latency import WARMUP_MOST_S, Samples, Slot, summarise
 from datbench.pair import Pair, Place
 from datbench.plan import Plan, versions
 from datbench.pool import Pool
-from datbench.records import PARTS, Comparison, Environment, Record
+from datbench.records import PARTS, Comparison, Environment, Record, nearest
 from datbench.schedule import (
     FEWEST_PAIRS,
     LOOK_LEVEL,
@@ -351,6 +351,7 @@ class Run:
         measurements = [*arm.measurements]
         if timed:
             measurements += summarise(timed, case.workload.batch_size)
+        latency_ms = next((m.value for m in measurements if m.name == "latency_ms_median"), None)
         return Record(
             run_id=self.folder.run_id,
             key=case.key,
@@ -362,7 +363,7 @@ class Run:
             environment=arm.environment if self._met(arm) else None,
             measurements=tuple(measurements),
             comparison=self._comparison(arm),
-            warnings=tuple(dict.fromkeys((*arm.warnings, *arm.doubts(self._busiest)))),
+            warnings=tuple(dict.fromkeys((*arm.warnings, *self._doubts(arm)))),
             error=arm.error,
             tier=protocol.name,
             min_effect=protocol.min_effect,
@@ -370,11 +371,17 @@ class Run:
             command=self.plan.shell,
             finished=finished or arm.error is not None,
             spent_s=dict(arm.spent_s),
-            calibration=self.plan.calibration,
+            calibration=nearest(self.plan.calibrations, latency_ms),
             facts=dict(arm.facts),
             unit=self.folder.unit,
             **case.published,
         )
+
+    def _doubts(self, arm: Arm) -> Iterator[str]:
+        """Yield what stands in doubt about the times of an arm."""
+        yield from arm.doubts(self._busiest)
+        compared = self._challengers() if self._is_baseline(arm) else [arm]
+        yield from layout_doubt(arm, compared if self.plan.baseline is not None else [])
 
     def _met(self, arm: Arm) -> bool:
         """Whether the device of a case is known; a GPU is when a worker has told of it."""

@@ -12,7 +12,7 @@ FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its fi
 FEWEST_ROUNDS = 3  # of a pair, where a budget leaves no more
 SLOT_MS, SLOT_ITERATIONS = 30.0, 3  # a slot is at least so long
 TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
-MOST_ROUNDS = 12  # more pairs tell more than longer ones: docs/decisions.md
+MOST_ROUNDS = 5  # more pairs tell more than longer ones: docs/memory-layout.md
 REDONE_SHARE, REDONE_FIRST = 0.1, 4  # slots that may be redone: so many, and a share of all
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a contended slot is redone, longer each in a row
 MEMORY_SHARE = 0.8  # of the free memory that models alive together may need
@@ -41,8 +41,8 @@ class Protocol:
 
 
 QUICK = Protocol(looks=(1,), rounds=10, name="quick")
-DEFAULT = Protocol(looks=(5, 8), rounds=4, name="default")
-RIGOROUS = Protocol(looks=(5, 8, 12, 20), rounds=4, name="rigorous")
+DEFAULT = Protocol(looks=(6, 12, 20), rounds=3, name="default")
+RIGOROUS = Protocol(looks=(6, 12, 20, 40), rounds=3, name="rigorous")
 
 
 def choose_protocol(

@@ -49,19 +49,47 @@ def student_interval(values: Sequence[float], level: float) -> tuple[float, floa
     return mean, mean - half, mean + half
 
 
-def latency_interval(processes: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """95 % interval of the median latency, given the samples of each process.
+def latency_median(processes: Sequence[Sequence[float]]) -> float:
+    """Median latency, given the samples of each process.
 
-    With three processes or more it also covers what differs from process to process: it is the
-    hull of the order-statistic interval of all samples and Student's interval of the processes'
-    medians.
+    Of three processes or more it is the median of their medians, so that each process, with the
+    layout of its memory, counts alike; of one or two it is the median of all samples.
     """
-    inner = median_interval([t for samples in processes for t in samples])
-    if inner is None or len(processes) < 3:
-        return inner
-    logs = [math.log(statistics.median(samples)) for samples in processes]
-    _, lo, hi = student_interval(logs, 0.95)
-    return min(inner[0], math.exp(lo)), max(inner[1], math.exp(hi))
+    if len(processes) < 3:
+        return statistics.median(t for samples in processes for t in samples)
+    return statistics.median(map(statistics.median, processes))
+
+
+def latency_interval(processes: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """95 % interval of `latency_median`, given the samples of each process.
+
+    Of three processes or more it covers what differs from process to process, the layout of their
+    memory too: it is Student's interval of the logarithms of their medians, and from six processes
+    on the hull of that and of the interval by order statistics. Of one or two it is the interval
+    by order statistics of all samples.
+    """
+    if len(processes) < 3:
+        return median_interval([t for samples in processes for t in samples])
+    medians = [statistics.median(samples) for samples in processes]
+    _, lo, hi = student_interval(list(map(math.log, medians)), 0.95)
+    of_order = median_interval(medians) or (math.inf, -math.inf)
+    return min(of_order[0], math.exp(lo)), max(of_order[1], math.exp(hi))
+
+
+def between(groups: Sequence[Sequence[float]]) -> float:
+    """Standard deviation of what differs from group to group, beyond their scatter within.
+
+    A group's value is its median; of what the medians scatter, their own error is taken off.
+
+    Args:
+        groups: two at least, of which those with a single value tell nothing of the scatter within.
+    """
+    medians = [statistics.median(group) for group in groups]
+    errors = [
+        math.pi / 2 * statistics.variance(group) / len(group) for group in groups if len(group) > 1
+    ]
+    within = statistics.fmean(errors) if errors else 0.0
+    return math.sqrt(max(0.0, statistics.variance(medians) - within))
 
 
 def round_difference(baseline: Sequence[float], model: Sequence[float]) -> float:

@@ -45,7 +45,7 @@ class Sweep:
         self._threads = request.threads or (None if elsewhere else usable_cores())
         # Where nothing trains, an optimiser is a mistake that the plan tells.
         self._optimized = {"train"} if "train" in request.mode else set(request.mode)
-        self.calibration: Calibration | None = None  # of this machine, to stand in the records
+        self.calibrations: Sequence[Calibration] = ()  # of this machine, for the records
         self._last: tuple[tuple[int, str | None], Plan] | None = None
         alone = request.command == "profile" and (self.is_product or not self.is_plain)
         self._units_each = self._arms if alone else 1
@@ -83,7 +83,7 @@ class Sweep:
             device: instead of the one that was asked for.
         """
         workload, arm = divmod(number, self._units_each)
-        plan = dataclasses.replace(self._plan(workload, device), calibration=self.calibration)
+        plan = dataclasses.replace(self._plan(workload, device), calibrations=self.calibrations)
         if self._units_each == 1:
             return plan
         case = plan.cases[arm]

@@ -22,6 +22,7 @@ import torch
 from datbench.counters import Count, built_from, count
 from datbench.device import Device, open_device
 from datbench.errors import UserError
+from datbench.memory_layout import Layout, occupy
 from datbench.metrics import METRICS
 from datbench.metrics.latency import ModuleTimes, Slot, Warmup, time_modules, time_slot, warm_up
 from datbench.outputs import BadOutput, Parity, check_output
@@ -78,12 +79,17 @@ class Answers:
     def __init__(self, case: Case, folder: Path) -> None:
         self._case, self._folder = case, folder
         self._trial: Trial  # from `build` on
+        self._kept: list[Any] = []  # memory that nobody uses, for where it lies
         gc.disable()
         gc.freeze()  # what the fork server imported; looking through it would copy its pages
 
     @functools.cached_property
     def _device(self) -> Device:
         return open_device(self._case.workload)
+
+    def lay_out(self, layout: Layout) -> None:
+        """Let what is built from now on lie where a layout says."""
+        self._kept += [*occupy(layout), *self._device.occupy(layout.device)]
 
     def build(self) -> None:
         """Build the trial; whatever is wrong with the model shows here."""

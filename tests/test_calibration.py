@@ -9,8 +9,8 @@ import random
 import pytest
 
 from datbench import calibration
-from datbench.calibration import latest_calibration, machine, summarise, told
-from datbench.records import Calibration, Record, Workload
+from datbench.calibration import calibrations, layout_share, machine, summarise, told
+from datbench.records import Calibration, Record, Workload, nearest
 from datbench.reports import render
 
 WORK = Workload("cpu", (3, 224, 224), threads=2)
@@ -29,7 +29,7 @@ def pairs(deviation, number=20, copies=2, mean=0.0):
 def test_the_noise_floor_is_the_deviation_over_process_pairs(make_record):
     found = summarise([make_record("pvt_v2_b0")], pairs(0.006))
     assert found.deviation == pytest.approx(0.006, rel=0.25)
-    assert found.comparisons == 8
+    assert found.comparisons == 6
     assert found.false_verdicts == 0
     assert found.detectable["rigorous"] < found.detectable["default"]
     noisier = summarise([make_record()], pairs(0.03))
@@ -38,7 +38,25 @@ def test_the_noise_floor_is_the_deviation_over_process_pairs(make_record):
 
 def test_a_machine_that_favours_one_copy_is_found_out(make_record):
     found = summarise([make_record()], pairs(0.002, mean=0.02))
-    assert found.false_verdicts == found.comparisons == 8
+    assert found.false_verdicts == found.comparisons == 6
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "share"), [(0.03, 0.005, 0.97), (0.0, 0.02, 0.0), (0.01, 0.02, 0.39)]
+)
+def test_what_rounds_do_not_explain_is_the_share_of_the_layout(between, within, share):
+    rng = random.Random(0)
+    copies = [
+        [[rng.gauss(middle, within) for _ in range(4)] for middle in of_copy]
+        for of_copy in pairs(between, number=200)
+    ]
+    assert layout_share(copies) == pytest.approx(share, abs=0.12)
+
+
+def test_a_share_needs_pairs():
+    assert layout_share([]) is None
+    assert layout_share([[[0.01, 0.02]]]) is None
+    assert layout_share([[[0.01], [0.01], []]]) is None
 
 
 @pytest.mark.parametrize(
@@ -51,9 +69,12 @@ def test_too_few_pairs_make_no_calibration(make_record, values, latency_ms):
 def test_it_is_put_into_words():
     text = "\n".join(told(KNOWN))
     assert "scatters by 0.60%" in text
-    assert "default, 8 process pairs: finds a difference of 1.1% 19 times of 20" in text
-    assert "--rigorous, 20 process pairs: finds a difference of 0.5% 19 times of 20" in text
-    assert "0 of 8 comparisons of 5 pairs." in text
+    assert "default, 20 process pairs: finds a difference of 1.1% 19 times of 20" in text
+    assert "--rigorous, 40 process pairs: finds a difference of 0.5% 19 times of 20" in text
+    assert "0 of 8 comparisons of 6 pairs." in text
+    assert "in squares" not in text
+    shared = dataclasses.replace(KNOWN, layout_share=0.734)
+    assert any("73% of that, in squares, is what differs" in line for line in told(shared))
     assert "More than 1%, below which two models count as the same" in text
 
 
@@ -68,18 +89,30 @@ def keep(results, name, work=WORK, **changed):
 def test_another_gpu_under_the_same_name_is_another_machine(tmp_path, monkeypatch):
     keep(tmp_path, "a")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert latest_calibration(tmp_path, WORK) is None
+    assert calibrations(tmp_path, WORK) == []
 
 
-def test_the_newest_of_this_machine_counts_and_false_verdicts_of_all(tmp_path):
-    assert latest_calibration(tmp_path, WORK) is None
+def test_the_newest_of_a_model_counts_and_false_verdicts_of_all(tmp_path):
+    assert calibrations(tmp_path, WORK) == []
     keep(tmp_path, "a", latency_ms=1.0, false_verdicts=1)
     keep(tmp_path, "b", latency_ms=2.0, timestamp_utc="2026-11-23T11:00:00+00:00")
     keep(tmp_path, "c", dataclasses.replace(WORK, threads=1), latency_ms=3.0)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / calibration.FILE).write_text('{"machine": ')
-    found = latest_calibration(tmp_path, WORK)
+    (found,) = calibrations(tmp_path, WORK)
     assert (found.latency_ms, found.false_verdicts, found.comparisons) == (2.0, 1, 16)
+
+
+def test_a_record_has_the_calibration_of_the_nearest_latency(tmp_path):
+    keep(tmp_path, "a", model="short", latency_ms=5.0)
+    keep(tmp_path, "b", model="medium", latency_ms=20.0, timestamp_utc="2026-11-23T11:00:00+00:00")
+    keep(tmp_path, "c", model="long", latency_ms=80.0)
+    known = calibrations(tmp_path, WORK)
+    assert known[0].model == "medium"
+    for latency_ms, model in ((1.0, "short"), (11.0, "medium"), (39.0, "medium"), (41.0, "long")):
+        assert nearest(known, latency_ms).model == model
+    assert nearest(known, None).model == "medium"
+    assert nearest([], 1.0) is nearest([], None) is None
 
 
 def test_reports_tell_it_under_the_table(three_records):

@@ -14,10 +14,10 @@ import statistics
 
 import pytest
 
-from datbench.schedule import DEFAULT, LOOK_LEVEL, RIGOROUS, round_order
+from datbench.schedule import DEFAULT, LOOK_LEVEL, MOST_ROUNDS, RIGOROUS, round_order
 from datbench.stats import decide, round_difference, wilson_interval
 
-ROUNDS, ITERATIONS, STEP_S = 8, 4, 0.02
+ROUNDS, ITERATIONS, STEP_S = MOST_ROUNDS, 4, 0.02
 
 
 class Machine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import random
@@ -24,6 +25,7 @@ class FakeWorker:
     def __init__(self, pool, case):
         self.pool, self.case, self.stopped = pool, case, False
         self.factor = math.exp(pool.random.gauss(0, pool.per_process))
+        self.layouts = pool.layouts[case.label]
 
     def ask(self, request, **arguments):
         assert not self.stopped
@@ -35,6 +37,7 @@ class FakeWorker:
             if self.pool.asked.count((self.case.label, request)) > fault:
                 raise WorkerFault(f"{request} broke")
         answers = {
+            "lay_out": lambda layout: self.layouts.append(layout),
             "build": lambda: None,
             "facts": lambda: {"device_name": "Fake", "settings": {"x": 1}},
             "room": lambda: self.pool.room_mib,
@@ -80,6 +83,7 @@ class FakePool:
         self.room_mib, self.hogged, self.processes = room_mib, hogged, processes
         self.faults, self.cold = faults or {}, cold
         self.random = random.Random(3)
+        self.layouts = collections.defaultdict(list)
         self.clock, self.asked, self.workers, self.switches = 0, [], [], []
 
     def __call__(self, timeout_s, modules):
@@ -147,13 +151,13 @@ def test_verdicts_follow_the_truth_under_drift(measure):
 def test_pairs_stop_at_the_first_look_when_all_is_clear(measure):
     pool = FakePool({"pvt_tiny": 100.0, "pvt_small": 120.0}, per_process=0.002)
     records = measure(pool, models=("pvt_tiny", "pvt_small"))
-    assert records["pvt_small"].values["pairs"] == 5
+    assert records["pvt_small"].values["pairs"] == 6
     slots = measure.folder.samples()
     assert records["pvt_small"].values["samples"] == sum(
         len(slot["latency_ms"]) for slot in slots if slot["model"] == "pvt_small"
     )
-    assert {slot["pair"] for slot in slots} == set(range(5))
-    for pair in range(5):
+    assert {slot["pair"] for slot in slots} == set(range(6))
+    for pair in range(6):
         assert len({slot["round"] for slot in slots if slot["pair"] == pair}) >= DEFAULT.rounds
 
 

@@ -2,9 +2,10 @@
 
 Iterations come in slots, with gauges of what else went on read before and after. Where another
 model ran before, one or two untimed iterations absorb what it left in the caches.
-`latency_ms_median` is the median of all samples, with a 95 % interval; p90, p95 and p99 need 29, 59
-and 299 samples; `throughput_img_s` is images over the summed time. `host_ms_median` (CUDA) is how
-long launching took; where that is longer than the work the row is `host_bound`. Of a training step,
+`latency_ms_median` is the median of all samples, from three processes on that of the medians of
+processes, with a 95 % interval; p90, p95 and p99, of all samples, need 29, 59 and 299 of them;
+`throughput_img_s` is images over the summed time. `host_ms_median` (CUDA) is how long launching
+took; where that is longer than the work the row is `host_bound`. Of a training step,
 `forward_ms_median` (with the loss), `backward_ms_median` and `optimizer_ms_median` are its parts.
 
 `time_modules` marks the time before and after each module. That costs time itself, and keeps
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from datbench import gauges
 from datbench.records import Measurement
-from datbench.stats import PERCENTILE_SAMPLES, latency_interval, percentile
+from datbench.stats import PERCENTILE_SAMPLES, latency_interval, latency_median, percentile
 
 if TYPE_CHECKING:
     from datbench.trial import Trial
@@ -52,7 +53,10 @@ class Warmup:
 
 @dataclasses.dataclass
 class Samples:
-    """Timed iterations of one model in one process, and the process pair that it was part of."""
+    """Timed iterations of one model in one process, and the process pair that it was part of.
+
+    Its `logs` are the logarithms of the medians of its slots.
+    """
 
     pair: int = 0
     latency_ms: list[float] = dataclasses.field(default_factory=list)
@@ -60,6 +64,7 @@ class Samples:
     parts_ms: dict[str, list[float]] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(list)
     )
+    logs: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, slot: Slot) -> None:
         """Take the times of one more slot."""
@@ -72,6 +77,7 @@ class Samples:
         parts_ms: Mapping[str, Sequence[float]] | None,
     ) -> None:
         """Take the times of one more slot, as `samples.jsonl` has them."""
+        self.logs.append(math.log(statistics.median(latency_ms)))
         self.latency_ms += latency_ms
         self.host_ms += host_ms or []
         for part, times in (parts_ms or {}).items():
@@ -215,8 +221,8 @@ def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measure
     """
     samples = [t for process in processes for t in process.latency_ms]
     host = [t for process in processes for t in process.host_ms]
-    median = statistics.median(samples)
-    interval = latency_interval([process.latency_ms for process in processes])
+    each = [process.latency_ms for process in processes]
+    median, interval = latency_median(each), latency_interval(each)
     doubts = []
     if interval is None or len(samples) < min(PERCENTILE_SAMPLES.values()):
         doubts.append(f"few_samples: {len(samples)} timed iterations")
