@@ -181,7 +181,7 @@ class _Times:
         slots = [slot_iterations(step) * step / 1000 for step in steps]
         timed_s = 2 * sum(slots)
         untimed_s = 2 * sum(max(SWITCH_MS, step) for step in steps) / 1000
-        rounds = pair_rounds(protocol.rounds, START_S * len(steps), timed_s, untimed_s)
+        rounds = pair_rounds(protocol.rounds, START_S * len(steps), timed_s + untimed_s)
         total_s = COUNT_S * len(steps) + pairs * (
             START_S * len(steps) + rounds * (timed_s + untimed_s)
         )

@@ -81,7 +81,7 @@ class Pair:
         untimed_s = sum(2 * max(SWITCH_MS, self._step_ms[arm.label]) for arm in self.alive)
         untimed_s *= switch_share(max(1, len(self.alive)))
         setup_s, round_s = time.monotonic() - start, (timed_s + untimed_s) / 1000
-        rounds = pair_rounds(protocol.rounds, setup_s, timed_s / 1000, untimed_s / 1000)
+        rounds = pair_rounds(protocol.rounds, setup_s, round_s)
         if protocol.budget_s is not None and self.alive:
             rounds = affordable_rounds(
                 rounds,

@@ -11,7 +11,7 @@ LOOK_LEVEL = 0.9875  # four looks at 98.75 % keep a comparison at 95 %
 FEWEST_PAIRS = 3  # for a verdict where a budget ends a comparison before its first look
 FEWEST_ROUNDS = 3  # of a pair, where a budget leaves no more
 SLOT_MS, SLOT_ITERATIONS = 30.0, 3  # a slot is at least so long
-TIMED_SHARE = 0.62  # of a pair's time that goes into timed iterations
+ROUNDS_SCATTER = 8.0  # variance of the median of one round within a pair, over that of pairs
 MOST_ROUNDS = 5  # more pairs tell more than longer ones: docs/memory-layout.md
 REDONE_SHARE, REDONE_FIRST = 0.1, 4  # slots that may be redone: so many, and a share of all
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a contended slot is redone, longer each in a row
@@ -86,18 +86,18 @@ def slot_iterations(step_ms: float) -> int:
     return min(10_000, max(SLOT_ITERATIONS, math.ceil(SLOT_MS / step_ms)))
 
 
-def pair_rounds(least: int, setup_s: float, timed_s: float, untimed_s: float) -> int:
-    """Rounds of a pair: so many that most of its time goes into timed iterations.
+def pair_rounds(least: int, setup_s: float, round_s: float) -> int:
+    """Rounds of a pair, by which a comparison knows most for its time.
+
+    Of two-stage sampling, with pairs that scatter and rounds that scatter within them: the best
+    number grows with the square root of what a pair costs beside its rounds.
 
     Args:
         least: at least so many.
         setup_s: what starting, building and warming up the models took.
-        timed_s, untimed_s: of one round.
+        round_s: of one round in which nothing is redone.
     """
-    untimed_s += REDONE_SHARE * (timed_s + untimed_s)  # as much as may be redone
-    gain = (1 - TIMED_SHARE) * timed_s - TIMED_SHARE * untimed_s
-    wanted = TIMED_SHARE * setup_s / gain if gain > 0 else MOST_ROUNDS
-    return max(least, min(MOST_ROUNDS, math.ceil(wanted)))
+    return max(least, min(MOST_ROUNDS, round(math.sqrt(ROUNDS_SCATTER * setup_s / round_s))))
 
 
 def affordable_rounds(
