@@ -6,6 +6,7 @@ r"""How often `datbench compare` is right on this machine.
     python benchmarks/accuracy.py run --count 12 --slower 5 --models net pvt_v2_b0
     python benchmarks/accuracy.py run --count 12 --source ../datbench-of-last-week
     python benchmarks/accuracy.py summary
+    python benchmarks/accuracy.py plot pvt_v2_b0
 
 Each comparison is a network against itself, the second made slower by so many percent: after each
 forward it goes on with small matrix products until that much of the forward's own time has passed.
@@ -282,6 +283,37 @@ def summary() -> None:
         )
 
 
+def plot(network: str, tier: str = "default") -> None:
+    """Draw the ratios of a network to itself, with their intervals, protocol by protocol."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    lines = [json.loads(text) for text in (FOLDER / "comparisons.jsonl").read_text().splitlines()]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in lines:
+        if (line["network"], line["tier"], line["slower_percent"]) == (network, tier, 0.0):
+            key = (line["protocol"], line["condition"])
+            groups.setdefault(key, []).append(line["datbench"])
+    names_ = sorted(groups, key=lambda key: (key[0] == "now", key))
+    figure, panels = plt.subplots(
+        1, len(names_), sharey=True, figsize=(2.6 * len(names_), 3.2), layout="constrained"
+    )
+    for panel, key in zip([panels] if len(names_) == 1 else panels, names_, strict=True):
+        for place, found in enumerate(groups[key]):
+            wrong = found["verdict"] in ("FASTER", "SLOWER")
+            bounds = [100 * (found[bound] - 1) for bound in ("lo", "hi")]
+            panel.plot([place] * 2, bounds, color="C3" if wrong else "C0", linewidth=1)
+            panel.plot(place, 100 * (found["ratio"] - 1), "o", color="C3" if wrong else "C0", ms=4)
+        panel.axhline(0, color="0.5", linewidth=0.8)
+        panel.set_title(f"{key[0]}, {key[1]}", fontsize=10)
+        panel.set_xticks([])
+    figure.supylabel("slower than itself, %", fontsize=10)
+    figure.supxlabel(f"comparisons of {network} with itself; called different in red", fontsize=10)
+    figure.savefig(FOLDER / f"{network.replace(':', '_').replace('/', '_')}.png", dpi=130)
+
+
 def counted(results: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
     """Count verdicts; what is wrong, what was found, and how often the interval held the truth."""
     from datbench.stats import wilson_interval
@@ -329,9 +361,13 @@ def main() -> None:
     running.add_argument("--source", type=Path, default=Path(), help="checkout to measure with")
     running.add_argument("--protocol", default="now", help="name of what --source measures by")
     commands.add_parser("summary")
+    plotting = commands.add_parser("plot")
+    plotting.add_argument("network", choices=NETWORKS)
     arguments = parser.parse_args()
     if arguments.command == "run":
         run(arguments)
+    elif arguments.command == "plot":
+        plot(arguments.network)
     else:
         summary()
 

@@ -42,7 +42,7 @@ def compare(
     Args:
         models: names or patterns, e.g. ["dat", "swin*", "yolov8n+dat"].
         quick: one process pair, no verdicts.
-        rigorous: up to 20 process pairs instead of 8.
+        rigorous: up to 40 process pairs instead of 20.
         budget: seconds after which no further round starts.
         min_effect: relative difference below which two models count as the same.
         results: folder that gets a folder for this run, with records and raw samples.

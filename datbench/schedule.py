@@ -95,9 +95,10 @@ def pair_rounds(least: int, setup_s: float, round_s: float) -> int:
     Args:
         least: at least so many.
         setup_s: what starting, building and warming up the models took.
-        round_s: of one round in which nothing is redone.
+        round_s: of one round in which nothing is redone; 0 where no model is left.
     """
-    return max(least, min(MOST_ROUNDS, round(math.sqrt(ROUNDS_SCATTER * setup_s / round_s))))
+    best = round(math.sqrt(ROUNDS_SCATTER * setup_s / round_s)) if round_s else least
+    return max(least, min(MOST_ROUNDS, best))
 
 
 def affordable_rounds(

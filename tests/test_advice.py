@@ -75,7 +75,7 @@ def test_without_a_flag_there_is_no_advice(told):
 @pytest.mark.parametrize(
     ("needed", "tier", "part", "absent"),
     [
-        (14, "default", "dat_tiny about 14. --rigorous runs up to 20.", "calibrate"),
+        (14, "default", "dat_tiny about 14. --rigorous runs up to 40.", "calibrate"),
         (14, "rigorous", "dat_tiny about 14.", "--rigorous"),
         (60, "default", "`datbench calibrate`", "--rigorous"),
         (None, "default", "`datbench calibrate`", "about"),

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from datbench.calibration import MODELS
 from datbench.cli import _until_interrupted, cli
 from datbench.records import Comparison
 from datbench.store import RunFolder
@@ -324,33 +325,60 @@ def test_calibrate_tells_the_noise_and_the_health_and_keeps_it(
     call, monkeypatch, make_record, tmp_path
 ):
     rng = random.Random(1)
+    planned = []
 
     class Measured:
         health: ClassVar = {"persistence_mode": 0}
-        arms: ClassVar = [
-            types.SimpleNamespace(label=label, pairs=[rng.gauss(0, 0.004) for _ in range(20)])
-            for label in ("pvt_v2_b0", "pvt_v2_b0#2", "pvt_v2_b0#3")
-        ]
 
         def __init__(self, plan, folder, progress):
-            assert [case.label for case in plan.cases] == [arm.label for arm in self.arms]
-            assert plan.protocol.looks == (20,)
+            assert (plan.protocol.looks, plan.protocol.budget_s) == ((20,), 30)
+            self.label = plan.baseline
+            labels = [self.label, f"{self.label}#2", f"{self.label}#3"]
+            assert [case.label for case in plan.cases] == labels
+            planned.append(self.label)
+            self.arms = []
+            for label in labels:
+                rounds = [[rng.gauss(0, 0.004)] * 2 for _ in range(20)]
+                pairs = [first for first, _ in rounds]
+                arm = types.SimpleNamespace(label=label, pairs=pairs, differences=rounds)
+                self.arms.append(arm)
 
         def measure(self):
             pass
 
         def finish(self):
-            return [make_record("pvt_v2_b0")]
+            return [make_record(self.label)]
 
     monkeypatch.setattr("datbench.calibration.Run", Measured)
-    result = call("calibrate", "--device", "cpu")
+    result = call("calibrate", "--device", "cpu", "--budget", "90")
     assert result.exit_code == 0, result.stderr
     text = " ".join(result.stdout.split())
-    assert "Noise floor: the ratio of pvt_v2_b0 to itself scatters by 0." in text
-    assert "Identical models were called different in 0 of 8 comparisons of 5 pairs" in text
-    assert "nvidia-smi -pm 1 (as root)" in text
-    assert "frequency governor" in text
-    assert len(list(tmp_path.glob("results/*/calibration.json"))) == 1
+    assert planned == list(MODELS)
+    for model in MODELS:
+        assert f"Noise floor: the ratio of {model} to itself scatters by 0." in text
+    assert text.count("called different in 0 of 6 comparisons of 6 pairs") == 3
+    assert text.count("100% of that, in squares, is what differs from process to process") == 3
+    assert text.count("nvidia-smi -pm 1 (as root)") == 1
+    assert text.count("frequency governor") == 1
+    assert len(list(tmp_path.glob("results/*/calibration.json"))) == 3
+
+
+def test_a_calibration_with_too_few_pairs_names_the_model(call, monkeypatch, make_record):
+    class Measured:
+        def __init__(self, plan, folder, progress):
+            self.arms, self.health = [], {}
+            self.label = plan.baseline
+
+        def measure(self):
+            pass
+
+        def finish(self):
+            return [make_record(self.label)]
+
+    monkeypatch.setattr("datbench.calibration.Run", Measured)
+    result = call("calibrate", "pvt", "swin", "--device", "cpu", "--budget", "1")
+    assert result.exit_code == 2
+    assert "calibration: pvt_small 5, swin_tiny 5, expected 6 or more" in result.stderr
 
 
 def test_an_interrupt_keeps_what_was_found_before_it(capsys):

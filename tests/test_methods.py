@@ -94,10 +94,10 @@ def test_numbers_are_those_of_the_code_that_measures(run, monkeypatch):
     everything = " ".join(methods(run("SLOWER", "SAME", tier="rigorous")))
     for told in (
         f"at least {schedule.SLOT_ITERATIONS} consecutive iterations",
-        f"{schedule.SLOT_MS:g} ms", f"{100 * schedule.LOOK_LEVEL:g} %", "5, 8, 12 and 20 pairs",
+        f"{schedule.SLOT_MS:g} ms", f"{100 * schedule.LOOK_LEVEL:g} %", "6, 12, 20 and 40 pairs",
         f"{latency.BLOCKS} blocks", f"{latency.WARMUP_MOST_S:g} s", "at least 0.2 s",
         "p90 from 29, p95 from 59 and p99 from 299", "Holm", "within a factor of 1 + 1 %",
-        "tier rigorous: at most 20 pairs of 4 to 12 rounds",
+        "tier rigorous: at most 40 pairs of 3 to 5 rounds",
     ):  # fmt: skip
         assert told in everything, told
     monkeypatch.setattr("datbench.reports.protocol.SLOT_MS", 77.0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 import random
+import statistics
 import time
 
 import pytest
@@ -24,7 +26,9 @@ from datbench.store import RunFolder
 class FakeWorker:
     def __init__(self, pool, case):
         self.pool, self.case, self.stopped = pool, case, False
-        self.factor = math.exp(pool.random.gauss(0, pool.per_process))
+        scatter = pool.per_process
+        scatter = scatter.get(case.label, 0.0) if isinstance(scatter, dict) else scatter
+        self.factor = math.exp(pool.random.gauss(0, scatter))
 
     def ask(self, request, **arguments):
         assert not self.stopped
@@ -283,13 +287,38 @@ def test_records_and_samples_are_on_disk_and_only_one_worker_works_at_a_time(mea
     for label, record in records.items():
         raw = [t for s in slots if s["model"] == label for t in s["latency_ms"]]
         assert len(raw) == record.values["samples"]
-        assert sorted(raw)[len(raw) // 2 - 1] <= record.values["latency_ms_median"]
+        pairs = collections.defaultdict(list)
+        for slot in slots:
+            pairs[slot["pair"]] += slot["latency_ms"] if slot["model"] == label else []
+        medians = [statistics.median(times) for times in pairs.values()]
+        assert record.values["latency_ms_median"] == statistics.median(medians)
     # Every round holds each model twice, in mirrored order.
     for pair in range(5):
         for number in range(DEFAULT.rounds):
             order = [s["model"] for s in slots if (s["pair"], s["round"]) == (pair, number)]
             assert len(order) == 4
             assert order == order[::-1]
+
+
+def test_each_worker_of_each_pair_has_a_layout_of_its_own_which_its_samples_tell(measure):
+    pool = FakePool(TWO)
+    measure(pool, models=("pvt_tiny", "pvt_small"))
+    drawn = [layout for layouts in pool.layouts.values() for layout in layouts]
+    assert len(set(drawn)) == len(drawn) == 2 * DEFAULT.looks[0]
+    for slot in measure.folder.samples():
+        told = dataclasses.asdict(pool.layouts[slot["model"]][slot["pair"]])
+        assert slot["layout"] == json.loads(json.dumps(told))
+    again = FakePool(TWO)
+    measure(again, models=("pvt_tiny", "pvt_small"))  # in another folder
+    assert not {layout for layouts in again.layouts.values() for layout in layouts} & set(drawn)
+
+
+def test_a_model_that_its_layout_makes_fast_or_slow_is_flagged(measure):
+    pool = FakePool(TWO, per_process={"pvt_small": 0.1}, noise=0.002)
+    records = measure(pool, models=("pvt_tiny", "pvt_small"))
+    assert "layout_sensitive" in records["pvt_small"].flags
+    steady = measure(FakePool(TWO, noise=0.002), models=("pvt_tiny", "pvt_small"))
+    assert not any("layout_sensitive" in record.flags for record in steady.values())
 
 
 def test_the_environment_comes_from_the_worker_and_the_host(measure):
@@ -360,7 +389,8 @@ def test_models_that_do_not_fit_together_are_timed_in_groups_with_the_baseline(m
     pool = FakePool(steps, room_mib=1100.0)  # two of 400 MiB each
     records = measure(pool)
     assert pool.most_alive == 2
-    assert records["pvt_tiny"].values["pairs"] == records["swin_tiny"].values["pairs"] == 5
+    pairs = [records[label].values["pairs"] for label in ("pvt_tiny", "swin_tiny")]
+    assert pairs == [DEFAULT.looks[0]] * 2
     slots = measure.folder.samples()
     places = [(s["model"], s["pair"], s["group"], s["round"], s["slot"]) for s in slots]
     assert len(places) == len(set(places))
@@ -403,9 +433,9 @@ def test_an_interrupt_in_the_middle_of_a_pair_leaves_that_pair_out_of_the_verdic
 
 
 def test_a_baseline_that_dies_ends_the_run_with_what_was_compared(measure):
-    slots_of_five_pairs = 5 * 2 * DEFAULT.rounds
+    slots_until_the_look = DEFAULT.looks[0] * 2 * DEFAULT.rounds
     equal = {"pvt_tiny": 100.0, "pvt_small": 100.0}
-    faults = {("pvt_tiny", "slot"): slots_of_five_pairs + 20}
+    faults = {("pvt_tiny", "slot"): slots_until_the_look + 20}
     pool = FakePool(equal, per_process=0.05, faults=faults)
     records = measure(pool, RIGOROUS, models=("pvt_tiny", "pvt_small"))
     assert records["pvt_tiny"].error == "slot broke"

@@ -77,6 +77,34 @@ def test_latency_interval_widens_with_what_differs_between_processes():
     assert stats.latency_interval([[1.0] * 3]) is None
 
 
+def test_each_process_counts_alike_for_the_median_from_three_on():
+    long, short = [10.0] * 100, [12.0] * 4
+    assert stats.latency_median([long, short]) == 10.0
+    assert stats.latency_median([long, short, short]) == 12.0
+
+
+def test_the_interval_of_many_processes_holds_their_median():
+    rng = random.Random(0)
+    for number in (3, 5, 6, 9, 20):
+        for _ in range(200):
+            logs = [rng.gauss(0, 0.01) + 0.4 * (rng.random() < 0.3) for _ in range(number)]
+            processes = [[10 * math.exp(log)] * 5 for log in logs]
+            lo, hi = stats.latency_interval(processes)
+            assert lo <= stats.latency_median(processes) <= hi
+
+
+def test_scatter_between_groups_is_what_scatter_within_does_not_explain():
+    rng = random.Random(0)
+
+    def groups(between, within):
+        middles = [rng.gauss(0, between) for _ in range(400)]
+        return [[rng.gauss(middle, within) for _ in range(4)] for middle in middles]
+
+    assert stats.between(groups(0.03, 0.01)) == pytest.approx(0.03, rel=0.1)
+    assert stats.between(groups(0.0, 0.02)) < 0.007
+    assert stats.between([[0.0], [0.2]]) == pytest.approx(0.2 / math.sqrt(2))
+
+
 def test_round_difference_is_free_of_linear_drift():
     # ABBA under a machine that slows by 10 ms a slot; B is 20 % slower.
     drift = [1.0, 1.1, 1.2, 1.3]

@@ -47,7 +47,9 @@ def protocol(records: Sequence[Record]) -> str:
     percentiles = listed([f"p{q} from {n}" for q, n in PERCENTILE_SAMPLES.items()])
     return (
         f"Each process pair is fresh processes of the models that are timed together, one of them "
-        f"running at a time. A process first ran untimed for at least {least}, and until the "
+        f"running at a time. Where the memory of each process lies was drawn at random before its "
+        f"model was built, so that layouts that happen to be fast or slow are part of the scatter "
+        f"between processes. A process first ran untimed for at least {least}, and until the "
         f"fastest of {BLOCKS} blocks of iterations of {BLOCK_MS:g} ms each was within "
         f"{percent(STEADY)} of the fastest of the {BLOCKS} before, or for {WARMUP_MOST_S:g} s "
         f"(less under a budget). Times were taken in slots of at least {SLOT_ITERATIONS} "
@@ -56,9 +58,10 @@ def protocol(records: Sequence[Record]) -> str:
         f"the clocks moved{_reference(devices)}; such a slot was timed again, for at most "
         f"{percent(REDONE_SHARE)} of all slots and {REDONE_FIRST} more. The times of a slot that "
         f"was replaced are left out of the figures, and no others are. A latency is the median "
-        f"over all timed iterations with a 95 % interval by "
-        f"order statistics; from three processes on, it is the hull of that and Student's t "
-        f"interval of the processes' medians. Percentiles are told by their samples: "
+        f"over all timed iterations with a 95 % interval by order statistics; from three processes "
+        f"on, it is the median of the processes' medians with Student's t interval of their "
+        f"logarithms, from six on the hull of that and of the interval by order statistics. "
+        f"Percentiles are told by their samples: "
         f"{percentiles}. Throughput is images over the sum of the times."
     )
 
