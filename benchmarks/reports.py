@@ -74,7 +74,7 @@ def record(number: int) -> Record:
         timestamp_utc="2026-11-22T11:00:00+00:00",
         environment=Environment(
             device_name="A CPU", cpu_name="A CPU", host="bench-1", python="3.11.7", torch="2.14.1",
-            datbench_version="0.1.0", threads=2, git_commit="f" * 40, platform="Linux",
+            datbench_version="0.2.0", threads=2, git_commit="f" * 40, platform="Linux",
             packages=dict.fromkeys(("torch", "numpy", "timm", "fvcore", "einops"), "1.2.3"),
             settings={"cudnn_benchmark": True, "deterministic": False},
         ),

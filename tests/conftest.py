@@ -18,7 +18,7 @@ settings.load_profile("any_machine")
 def environment() -> Environment:
     return Environment(
         device_name="Test CPU", cpu_name="Test CPU", host="bench-1", python="3.11.7",
-        torch="2.14.1", datbench_version="0.1.0", threads=2, git_commit="f" * 40,
+        torch="2.14.1", datbench_version="0.2.0", threads=2, git_commit="f" * 40,
         settings={"cudnn_benchmark": True},
     )  # fmt: skip
 

@@ -20,15 +20,26 @@ FORKED = """
 import json, os, sys
 import torch
 from datbench.memory_layout import draw, occupy
+{imports}
 
 for number in range(12):
     if os.fork() == 0:
         kept = occupy(draw(number)) if sys.argv[1] == "drawn" else None
-        linear = torch.nn.Linear(64, 64)
-        print(json.dumps(linear.weight.data_ptr()), flush=True)
+        print(json.dumps({address}), flush=True)
         os._exit(0)
     os.wait()
 """
+ADDRESSES = {
+    "eager": ("", "torch.nn.Linear(64, 64).weight.data_ptr()"),
+    "onnxruntime": (
+        "import numpy, onnxruntime",
+        "onnxruntime.OrtValue.ortvalue_from_shape_and_type([64, 64], numpy.float32).data_ptr()",
+    ),
+    "openvino": (
+        "import openvino",
+        "openvino.Tensor(openvino.Type.f32, openvino.Shape([64, 64])).data.ctypes.data",
+    ),
+}
 
 
 def test_the_same_draw_for_the_same_seed_and_another_for_another():
@@ -47,11 +58,19 @@ def test_every_place_in_a_page_is_drawn():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_processes_of_one_server_lie_alike_without_a_draw_and_apart_with_it():
+@pytest.mark.parametrize("runtime", ADDRESSES)
+def test_processes_of_one_server_lie_alike_without_a_draw_and_apart_with_it(runtime):
+    if runtime != "eager":
+        pytest.importorskip(runtime)
+    imports, address = ADDRESSES[runtime]
+
     def lines(how):
-        command = [sys.executable, "-c", FORKED, how]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return [json.loads(line) % PAGE // LINE for line in told.splitlines()]
+        program = FORKED.format(imports=imports, address=address)
+        done = subprocess.run(
+            [sys.executable, "-c", program, how], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) % PAGE // LINE for line in done.stdout.splitlines()]
 
     assert len(set(lines("as it comes"))) == 1  # this is what draws are for
     drawn = lines("drawn")

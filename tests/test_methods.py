@@ -59,7 +59,7 @@ def test_a_run_on_a_cpu_is_told_in_five_paragraphs(run):
     assert len(found) == 5
     hardware, kind, protocol, comparison, counts = found
     assert "The device was the processor Test CPU." in hardware
-    assert "datbench 0.1.0, git commit ffff" in hardware
+    assert "datbench 0.2.0, git commit ffff" in hardware
     assert "Python 3.11.7, PyTorch 2.14.1" in hardware
     assert "One forward pass of dat_tiny and swin_tiny was timed, with batch size 1" in kind
     assert "were float32, in contiguous (NCHW) memory format, on 2 threads" in kind

@@ -219,3 +219,24 @@ def test_a_timer_that_does_not_synchronise_is_caught(simulator):
     broken = simulator.run(sys.executable, "-c", BROKEN, "broken", **settings)
     assert broken.process.returncode != 0
     assert "Both events must be completed" in broken.process.stderr
+
+
+def test_weights_lie_elsewhere_in_their_segment_in_each_process(simulator):
+    program = """
+import json, os
+import torch
+from datbench.device import CudaDevice
+from datbench.memory_layout import draw
+
+for number in range(8):
+    if os.fork() == 0:
+        kept = CudaDevice("cuda:0").occupy(draw(number).device)
+        addresses = [torch.empty(size, device="cuda").data_ptr() for size in (2**10, 2**19)]
+        print(json.dumps([address % 2**21 for address in addresses]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    found = simulator.python("-c", program).lines()
+    assert len(found) == 8
+    for offsets in zip(*found, strict=True):  # in segments of small tensors, and of large ones
+        assert len(set(offsets)) >= 7
