@@ -148,7 +148,7 @@ def _apart(groups: Sequence[Sequence[float]]) -> bool:
     """Whether processes differ by more than `SENSITIVE`, and not by their scatter within."""
     medians = list(map(statistics.median, groups))
     apart = math.expm1(max(medians) - min(medians))
-    return apart > SENSITIVE and 2 * between(groups) ** 2 > statistics.variance(medians)
+    return apart > SENSITIVE and between(groups) > 0.5
 
 
 def close_round(

@@ -71,12 +71,11 @@ def layout_share(copies: Sequence[Sequence[Sequence[float]]]) -> float | None:
     Args:
         copies: log-ratios of each copy by process pair and round.
     Returns:
-        None where no copy has two pairs, or where they do not scatter.
+        0 to 1; None where no copy has two pairs.
     """
     known = [[rounds for rounds in pairs if rounds] for pairs in copies]
-    known = [pairs for pairs in known if len(pairs) > 1]
-    scatter = sum(statistics.variance(map(statistics.median, pairs)) for pairs in known)
-    return sum(between(pairs) ** 2 for pairs in known) / scatter if scatter else None
+    shares = [between(pairs) for pairs in known if len(pairs) > 1]
+    return statistics.fmean(shares) if shares else None
 
 
 def summarise(

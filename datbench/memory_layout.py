@@ -10,15 +10,19 @@ https://doi.org/10.1145/2451116.2451141).
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import mmap
 import random
+import sys
 from typing import Any
 
 LINE, PAGE, MIB = 64, mmap.PAGESIZE, 2**20
 SHIFT_MOST = 2 * MIB  # a huge page
 GAPS_MOST, GAP_MOST = 16, MIB
-SCATTERED_MOST = 64 * MIB
+SCATTERED_MOST = 32 * MIB
+END = 32 * MIB  # no room below the end of the heap is as large
+FILLED_MOST = 256 * MIB  # where blocks come from elsewhere than from one heap
 KEPT = 4  # of so many scattered pages one is kept, so that the kernel cannot join the others
 
 
@@ -51,30 +55,57 @@ def draw(*seed: Any) -> Layout:
         gaps=tuple(rng.randrange(LINE, GAP_MOST, LINE) for _ in range(gaps)),
         mapped=rng.randrange(PAGE, SHIFT_MOST, PAGE),
         scattered=rng.randrange(0, SCATTERED_MOST, MIB),
-        device=(rng.randrange(512, MIB, 512), rng.randrange(MIB + 512, 16 * MIB, 512)),
+        device=(rng.randrange(512, MIB, 512), rng.randrange(MIB + 512, 8 * MIB, 512)),
     )
 
 
 def occupy(layout: Layout) -> list[Any]:
     """Take memory of this process as a layout says, before anything is built.
 
+    Blocks of the heap stay taken for as long as the process lives.
+
     Returns:
-        What is to be kept for as long as the layout is to hold.
+        What is to be kept beside them.
     """
-    import torch
-
-    def block(size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.uint8)
-
-    kept: list[Any] = [block(layout.heap)]
-    gaps = [block(size) for size in layout.gaps]
-    kept += gaps[::2]
-    del gaps
+    kept = []
     if layout.mapped:
         kept.append(mmap.mmap(-1, layout.mapped))
     if layout.scattered and hasattr(mmap, "MADV_DONTNEED"):
         kept.append(_scatter(layout.scattered))
+    if sys.platform != "win32":
+        heap = _heap()
+        _fill(heap)
+        heap.malloc(layout.heap)
+        gaps = [heap.malloc(size) for size in layout.gaps]
+        _fill(heap)
+        for gap in gaps[1::2]:
+            heap.free(gap)
     return kept
+
+
+def _heap() -> ctypes.CDLL:
+    """The C library's allocator, from which torch and the other runtimes take their buffers."""
+    heap = ctypes.CDLL(None)
+    heap.malloc.argtypes, heap.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    heap.free.argtypes, heap.free.restype = [ctypes.c_void_p], None
+    return heap
+
+
+def _fill(heap: ctypes.CDLL) -> None:
+    """Fill what is free in the heap below its end.
+
+    Buffers that fit there would lie where the fork server left room, alike in all of its children.
+    """
+    end = heap.malloc(END) or 0
+    heap.free(end)
+    size, left = END // 2, FILLED_MOST
+    while size >= LINE:
+        block = heap.malloc(size)
+        if block is not None and block < end and size <= left:
+            left -= size
+        else:
+            heap.free(block)
+            size //= 2
 
 
 def _scatter(size: int) -> mmap.mmap:

@@ -77,19 +77,17 @@ def latency_interval(processes: Sequence[Sequence[float]]) -> tuple[float, float
 
 
 def between(groups: Sequence[Sequence[float]]) -> float:
-    """Standard deviation of what differs from group to group, beyond their scatter within.
-
-    A group's value is its median; of what the medians scatter, their own error is taken off.
+    """Share of the scatter of groups' means, in squares, that scatter within does not explain.
 
     Args:
         groups: two at least, of which those with a single value tell nothing of the scatter within.
+    Returns:
+        0 to 1; 0 where the means do not scatter.
     """
-    medians = [statistics.median(group) for group in groups]
-    errors = [
-        math.pi / 2 * statistics.variance(group) / len(group) for group in groups if len(group) > 1
-    ]
+    errors = [statistics.variance(group) / len(group) for group in groups if len(group) > 1]
+    scatter = statistics.variance(map(statistics.fmean, groups))
     within = statistics.fmean(errors) if errors else 0.0
-    return math.sqrt(max(0.0, statistics.variance(medians) - within))
+    return max(0.0, 1 - within / scatter) if scatter else 0.0
 
 
 def round_difference(baseline: Sequence[float], model: Sequence[float]) -> float:

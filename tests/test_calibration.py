@@ -33,7 +33,7 @@ def test_the_noise_floor_is_the_deviation_over_process_pairs(make_record):
     assert found.false_verdicts == 0
     assert found.detectable["rigorous"] < found.detectable["default"]
     noisier = summarise([make_record()], pairs(0.03))
-    assert noisier.detectable["default"] > 4 * found.detectable["default"]
+    assert noisier.detectable["default"] > 2.5 * found.detectable["default"]
 
 
 def test_a_machine_that_favours_one_copy_is_found_out(make_record):
@@ -42,7 +42,7 @@ def test_a_machine_that_favours_one_copy_is_found_out(make_record):
 
 
 @pytest.mark.parametrize(
-    ("between", "within", "share"), [(0.03, 0.005, 0.97), (0.0, 0.02, 0.0), (0.01, 0.02, 0.39)]
+    ("between", "within", "share"), [(0.03, 0.005, 0.99), (0.0, 0.02, 0.0), (0.01, 0.02, 0.5)]
 )
 def test_what_rounds_do_not_explain_is_the_share_of_the_layout(between, within, share):
     rng = random.Random(0)
@@ -56,7 +56,7 @@ def test_what_rounds_do_not_explain_is_the_share_of_the_layout(between, within, 
 def test_a_share_needs_pairs():
     assert layout_share([]) is None
     assert layout_share([[[0.01, 0.02]]]) is None
-    assert layout_share([[[0.01], [0.01], []]]) is None
+    assert layout_share([[[0.01], [0.01], []]]) == 0
 
 
 @pytest.mark.parametrize(

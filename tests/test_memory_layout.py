@@ -13,8 +13,9 @@ import sys
 import pytest
 
 from datbench.arms import layout_doubt
-from datbench.memory_layout import LINE, PAGE, Layout, draw
+from datbench.memory_layout import LINE, PAGE, draw
 from datbench.metrics.latency import Samples
+from datbench.pool import KEEPING
 
 FORKED = """
 import json, os, sys
@@ -22,22 +23,23 @@ import torch
 from datbench.memory_layout import draw, occupy
 {imports}
 
+size = int(sys.argv[2])
 for number in range(12):
     if os.fork() == 0:
         kept = occupy(draw(number)) if sys.argv[1] == "drawn" else None
-        print(json.dumps({address}), flush=True)
+        os.write(1, b"%d\\n" % {address})
         os._exit(0)
-    os.wait()
+    assert os.wait()[1] == 0
 """
 ADDRESSES = {
-    "eager": ("", "torch.nn.Linear(64, 64).weight.data_ptr()"),
+    "eager": ("", "torch.nn.Linear(size, size).weight.data_ptr()"),
     "onnxruntime": (
         "import numpy, onnxruntime",
-        "onnxruntime.OrtValue.ortvalue_from_shape_and_type([64, 64], numpy.float32).data_ptr()",
+        "onnxruntime.OrtValue.ortvalue_from_shape_and_type([size, size], numpy.float32).data_ptr()",
     ),
     "openvino": (
         "import openvino",
-        "openvino.Tensor(openvino.Type.f32, openvino.Shape([64, 64])).data.ctypes.data",
+        "openvino.Tensor(openvino.Type.f32, openvino.Shape([size, size])).data.ctypes.data",
     ),
 }
 
@@ -49,7 +51,7 @@ def test_the_same_draw_for_the_same_seed_and_another_for_another():
 
 
 def test_every_place_in_a_page_is_drawn():
-    drawn = [draw(number) for number in range(400)]
+    drawn = [draw(number) for number in range(1000)]
     assert {layout.heap // LINE % (PAGE // LINE) for layout in drawn} == {*range(PAGE // LINE)}
     assert all(layout.heap % LINE == 0 and layout.mapped % PAGE == 0 for layout in drawn)
     assert {len(layout.gaps) for layout in drawn} >= {0, 2, 4, 6, 8}
@@ -64,18 +66,19 @@ def test_processes_of_one_server_lie_alike_without_a_draw_and_apart_with_it(runt
         pytest.importorskip(runtime)
     imports, address = ADDRESSES[runtime]
 
-    def lines(how):
+    def lines(how, size):
         program = FORKED.format(imports=imports, address=address)
-        done = subprocess.run(
-            [sys.executable, "-c", program, how], capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-c", program, how, str(size)]
+        environment = {**os.environ, **KEEPING}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) % PAGE // LINE for line in done.stdout.splitlines()]
 
-    assert len(set(lines("as it comes"))) == 1  # this is what draws are for
-    drawn = lines("drawn")
-    assert len(drawn) == 12
-    assert len(set(drawn)) >= 8
+    assert len(set(lines("as it comes", 64))) == 1  # this is what draws are for
+    for size in (16, 64, 700):  # the server left room for some of these
+        drawn = lines("drawn", size)
+        assert len(drawn) == 12
+        assert len(set(drawn)) >= 7
 
 
 def timed(medians, within=0.001, rounds=4):
@@ -114,7 +117,7 @@ def test_a_model_that_is_fast_or_slow_by_its_layout_says_so():
     [
         pytest.param(timed(STEADY), [timed(STEADY)], id="steady"),
         pytest.param(timed(LOTTERY), [timed(STEADY)], id="the machine drifts for both"),
-        pytest.param(timed(LOTTERY, within=0.3), [timed(LOTTERY, within=0.3)], id="noise"),
+        pytest.param(timed(LOTTERY, within=0.9), [timed(LOTTERY, within=0.9)], id="noise"),
         pytest.param(timed(LOTTERY[:2]), [timed(LOTTERY[:2])], id="two processes tell nothing"),
     ],
 )
@@ -126,9 +129,3 @@ def test_a_baseline_is_sensitive_if_all_that_is_compared_with_it_says_so():
     baseline = timed(LOTTERY)
     assert list(layout_doubt(baseline, [timed(LOTTERY), timed(LOTTERY[::-1])]))
     assert not list(layout_doubt(baseline, [timed(LOTTERY), timed(STEADY)]))
-
-
-def test_nothing_is_taken_where_nothing_is_drawn():
-    from datbench.memory_layout import occupy
-
-    assert [getattr(kept, "nbytes", 0) for kept in occupy(Layout())] == [0]

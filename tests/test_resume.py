@@ -48,7 +48,7 @@ def pool(killed_at=None, **options):
     return FakePool(THREE, hogged=hogged, **options)
 
 
-@pytest.mark.parametrize("killed_at", [1, 7, 18, 19, 24, 30, 49, 60, 99, 108])
+@pytest.mark.parametrize("killed_at", [1, 7, 18, 19, 24, 31, 49, 61, 99, 108])
 def test_a_comparison_that_was_killed_goes_on_with_the_pairs_that_it_has(measure, killed_at):
     with pytest.raises(Killed):
         measure(pool(killed_at))
