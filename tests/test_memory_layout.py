@@ -25,11 +25,12 @@ from datbench.memory_layout import draw, occupy
 
 size = int(sys.argv[2])
 for number in range(12):
-    if os.fork() == 0:
+    child = os.fork()
+    if not child:
         kept = occupy(draw(number)) if sys.argv[1] == "drawn" else None
         os.write(1, b"%d\\n" % {address})
         os._exit(0)
-    assert os.wait()[1] == 0
+    assert os.waitpid(child, 0)[1] == 0
 """
 ADDRESSES = {
     "eager": ("", "torch.nn.Linear(size, size).weight.data_ptr()"),
