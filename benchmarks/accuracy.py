@@ -18,6 +18,7 @@ Conditions:
     fixed   without address space randomisation and with a fixed hash seed, as some containers run
     labels  the first network has an option that says what holds anyway, so that its name is longer
 
+`placed` is the network of `benchmarks/layout.py` whose latency is known to depend on its layout.
 Next to each comparison of `net`, a small convolutional network, stands the yardstick: 10 warm-up
 iterations and the mean of 40 of the one network, then of the other. Every comparison is a line of
 `results/accuracy/comparisons.jsonl`; `summary` counts them. `--source` measures with the datbench
@@ -48,6 +49,7 @@ FOLDER = Path("results/accuracy")
 MARGIN = 0.01  # what a reader of two means takes for a difference, and datbench's own default
 NETWORKS = {
     "net": ("--img-size", "224"),
+    "placed": ("--img-size", "224"),
     "timm:mobilenetv3_small_100": (),
     "timm:resnet18": (),
     "timm:convnext_atto": (),
@@ -120,15 +122,18 @@ def condition(name: str, seed: int) -> Iterator[None]:
         load.wait()
 
 
-def names(network: str, slower: float, condition_: str) -> list[str]:
+def names(network: str, slower: float, condition_: str, seed: int) -> list[str]:
     """Models to compare, as a user would name them."""
     bare = network.partition("/")[0]
     own = f"{Path(__file__).resolve()}:net"
-    first = own if bare == "net" else bare
+    placed = f"{Path(__file__).resolve().with_name('layout.py')}:placed"
+    first = {"net": own, "placed": placed}.get(bare, bare)
     if slower:
         of = [] if bare == "net" else [f"of={bare}"]
         options = [*of, f"slower={slower:g}"]
         return [f"{own}[{of[0]}]" if of else own, f"{own}[{','.join(options)}]"]
+    if condition_ == "labels" and bare == "placed":
+        return [f"{placed}[tag={'x' * (1 + seed % 64)}]", placed]
     if condition_ == "labels":
         return [f"{first}[num_classes=1000]", first]
     return [first, first]
@@ -142,7 +147,8 @@ def measured(arguments: argparse.Namespace, network: str, seed: int) -> dict[str
     with tempfile.TemporaryDirectory() as results:
         command = [
             *fixed, sys.executable, "-m", "datbench", "compare",
-            "--models", *names(network, arguments.slower, arguments.condition), *NETWORKS[network],
+            "--models", *names(network, arguments.slower, arguments.condition, seed),
+            *NETWORKS[network],
             "--device", "cpu", "--seed", str(seed), "--results", results, "--format", "jsonl",
             *(["--image", "noise"] if network == "net" else []),
             *(["--rigorous"] if arguments.tier == "rigorous" else []),
@@ -351,7 +357,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    real = [network for network in NETWORKS if network != "placed"]
+    running.add_argument("--models", nargs="+", choices=NETWORKS, default=real)
     running.add_argument(
         "--condition", choices=["quiet", "load", "fixed", "labels"], default="quiet"
     )

@@ -79,8 +79,13 @@ CONDITIONS = {
 }
 
 
-def placed() -> Any:
-    """Build the network that is slower where its weight begins in an odd cache line."""
+def placed(tag: str = "") -> Any:
+    """Build the network that is slower where its weight begins in an odd cache line.
+
+    Args:
+        tag: makes its name longer, and nothing else.
+    """
+    del tag
     import torch
     from torch import nn
 
