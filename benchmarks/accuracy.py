@@ -155,7 +155,8 @@ def measured(arguments: argparse.Namespace, network: str, seed: int) -> dict[str
         ]  # fmt: skip
         done = subprocess.run(
             command,
-            env={**os.environ, **variables, "PYTHONPATH": str(arguments.source.resolve())},
+            env={**os.environ, **variables},
+            cwd=arguments.source,  # from where -m imports
             capture_output=True,
             text=True,
             check=False,
