@@ -1,7 +1,7 @@
 r"""How often `datbench compare` is right on this machine.
 
     python benchmarks/accuracy.py run --count 12
-    python benchmarks/accuracy.py run --count 12 --condition fixed --models pvt_v2_b0 resnet18 net
+    python benchmarks/accuracy.py run --count 12 --condition fixed --models pvt_v2_b0 swin_tiny net
     python benchmarks/accuracy.py run --count 12 --condition labels --models pvt_v2_b0
     python benchmarks/accuracy.py run --count 12 --slower 5 --models net pvt_v2_b0
     python benchmarks/accuracy.py run --count 12 --source ../datbench-of-last-week
@@ -135,6 +135,8 @@ def names(network: str, slower: float, condition_: str, seed: int) -> list[str]:
     if condition_ == "labels" and bare == "placed":
         return [f"{placed}[tag={'x' * (1 + seed % 64)}]", placed]
     if condition_ == "labels":
+        if "/" in network or bare == "net" or bare.startswith("block:"):
+            raise SystemExit(f"labels: {network} has no num_classes that is 1000 anyway")
         return [f"{first}[num_classes=1000]", first]
     return [first, first]
 

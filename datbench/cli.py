@@ -564,10 +564,10 @@ def _gated(request: Request, conditions: Sequence[str], strict: bool, **shown: A
 @click.argument("models", nargs=-1, shell_complete=complete_model)
 @click.option(
     "--pairs",
-    type=click.IntRange(6),
+    type=click.IntRange(DEFAULT.looks[0]),
     default=20,
     show_default=True,
-    help="Process pairs; in multiples of 6 none is left out.",
+    help=f"Process pairs; in multiples of {DEFAULT.looks[0]} none is left out.",
 )
 @_measuring(ONE)
 @RESULTS

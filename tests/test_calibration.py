@@ -32,8 +32,8 @@ def test_the_noise_floor_is_the_deviation_over_process_pairs(make_record):
     assert found.comparisons == 6
     assert found.false_verdicts == 0
     assert found.detectable["rigorous"] < found.detectable["default"]
-    noisier = summarise([make_record()], pairs(0.03))
-    assert noisier.detectable["default"] > 2.5 * found.detectable["default"]
+    noisier = summarise([make_record()], pairs(0.06))  # 0.6 % is held up by the margin of 1 %
+    assert noisier.detectable["default"] > 4 * found.detectable["default"]
 
 
 def test_a_machine_that_favours_one_copy_is_found_out(make_record):

@@ -229,12 +229,13 @@ from datbench.device import CudaDevice
 from datbench.memory_layout import draw
 
 for number in range(8):
-    if os.fork() == 0:
+    child = os.fork()
+    if not child:
         kept = CudaDevice("cuda:0").occupy(draw(number).device)
         addresses = [torch.empty(size, device="cuda").data_ptr() for size in (2**10, 2**19)]
         print(json.dumps([address % 2**21 for address in addresses]), flush=True)
         os._exit(0)
-    os.wait()
+    assert os.waitpid(child, 0)[1] == 0
 """
     found = simulator.python("-c", program).lines()
     assert len(found) == 8
