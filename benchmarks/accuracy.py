@@ -1,4 +1,4 @@
-r"""How often `datbench compare` is right on this machine.
+r"""How often `datbench compare` is right on this machine, and how much it knows after 30 and 60 s.
 
     python benchmarks/accuracy.py run --count 12
     python benchmarks/accuracy.py run --count 12 --condition fixed --models pvt_v2_b0 swin_tiny net
@@ -33,6 +33,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -47,6 +48,7 @@ from typing import Any
 
 FOLDER = Path("results/accuracy")
 MARGIN = 0.01  # what a reader of two means takes for a difference, and datbench's own default
+AFTER_S = (30, 60)
 NETWORKS = {
     "net": ("--img-size", "224"),
     "placed": ("--img-size", "224"),
@@ -145,7 +147,7 @@ def measured(arguments: argparse.Namespace, network: str, seed: int) -> dict[str
     """Compare with datbench, as a user would."""
     fixed = ["setarch", platform.machine(), "-R"] if arguments.condition == "fixed" else []
     variables = {"PYTHONHASHSEED": "0"} if arguments.condition == "fixed" else {}
-    start = time.monotonic()
+    start, began = time.monotonic(), datetime.datetime.now(datetime.UTC)
     with tempfile.TemporaryDirectory() as results:
         command = [
             *fixed, sys.executable, "-m", "datbench", "compare",
@@ -163,9 +165,10 @@ def measured(arguments: argparse.Namespace, network: str, seed: int) -> dict[str
             text=True,
             check=False,
         )
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    if done.returncode or len(records) != 2:
-        raise SystemExit(f"the comparison failed: {done.stderr}")
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        if done.returncode or len(records) != 2:
+            raise SystemExit(f"the comparison failed: {done.stderr}")
+        widths = half_widths(Path(results), [record["model"] for record in records], began)
     compared, values = records[1]["comparison"], records[1]["measurements"]
     found = {value["name"]: value["value"] for value in values}
     flags = [flag for record in records for flag in flagged(record)]
@@ -177,9 +180,39 @@ def measured(arguments: argparse.Namespace, network: str, seed: int) -> dict[str
         "pairs": found["pairs"],
         "latency_ms": found["latency_ms_median"],
         "flags": sorted(set(flags)),
+        "half_widths": widths,
         "seconds": time.monotonic() - start,
         "git_commit": records[1]["environment"]["git_commit"],
     }
+
+
+def half_widths(
+    results: Path, labels: Sequence[str], began: datetime.datetime
+) -> dict[str, float | None]:
+    """Half width of the interval by the pairs that were over after so many seconds."""
+    from datbench.schedule import LOOK_LEVEL
+    from datbench.stats import round_difference, student_interval
+
+    rounds: dict[tuple[int, int], dict[str, list[float]]] = {}
+    ends: dict[int, datetime.datetime] = {}
+    (samples,) = results.glob("*/samples.jsonl")
+    for slot in map(json.loads, samples.read_text().splitlines()):
+        ends[slot["pair"]] = datetime.datetime.fromisoformat(slot["ended_utc"])
+        if not slot["redone"]:
+            medians = rounds.setdefault((slot["pair"], slot["round"]), {})
+            medians.setdefault(slot["model"], []).append(statistics.median(slot["latency_ms"]))
+    differences: dict[int, list[float]] = {}
+    for (pair, _), medians in rounds.items():
+        if all(len(medians.get(label, [])) == 2 for label in labels):
+            one, other = (medians[label] for label in labels)
+            differences.setdefault(pair, []).append(round_difference(one, other))
+    found: dict[str, float | None] = {}
+    for seconds in AFTER_S:
+        over = began + datetime.timedelta(seconds=seconds)
+        values = [statistics.median(d) for pair, d in differences.items() if ends[pair] <= over]
+        _, lo, hi = student_interval(values, LOOK_LEVEL) if len(values) > 1 else (0, 0, math.inf)
+        found[str(seconds)] = (math.exp(hi) - math.exp(lo)) / 2 if math.isfinite(hi) else None
+    return found
 
 
 def flagged(record: dict[str, Any]) -> Iterator[str]:
@@ -287,9 +320,15 @@ def summary() -> None:
             f"{row['protocol']}, {row['condition']}, {row['tier']}, {row['slower_percent']:g} % "
             f"slower, {row['network']}: {ours['wrong']} of {row['comparisons']} wrong "
             f"({low:.1%} to {high:.1%}){told}; {ours['pairs']:.1f} pairs, {ours['seconds']:.0f} s, "
-            f"half width {ours['half_width']:.2%}, ratio {ours['ratio_median']:.4f} "
-            f"+- {ours['ratio_deviation']:.2%}"
+            f"half width {ours['half_width']:.2%}{told_widths(ours)}, "
+            f"ratio {ours['ratio_median']:.4f} +- {ours['ratio_deviation']:.2%}"
         )
+
+
+def told_widths(counts: dict[str, Any]) -> str:
+    """Half widths after some seconds, in words; nothing where none was kept."""
+    told = [f"{w:.2%} at {s} s" for s, w in counts["half_widths"].items() if w is not None]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def plot(network: str, tier: str = "default") -> None:
@@ -341,6 +380,11 @@ def counted(results: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
         counts["covered"] = statistics.fmean(r["lo"] <= truth <= r["hi"] for r in results)
         counts["pairs"] = statistics.fmean(r["pairs"] for r in results)
         counts["half_width"] = statistics.median((r["hi"] - r["lo"]) / 2 for r in results)
+        counts["half_widths"] = {}
+        for after in map(str, AFTER_S):
+            kept = [r["half_widths"][after] for r in results if "half_widths" in r]
+            known = [width for width in kept if width is not None]
+            counts["half_widths"][after] = statistics.median(known) if known else None
         counts["seconds"] = statistics.fmean(r["seconds"] for r in results)
     else:
         counts["different_by_welch"] = sum(r["p_welch"] < 0.05 for r in results)
