@@ -131,7 +131,7 @@ def names(network: str, slower: float, condition_: str, seed: int) -> list[str]:
     placed = f"{Path(__file__).resolve().with_name('layout.py')}:placed"
     first = {"net": own, "placed": placed}.get(bare, bare)
     if slower:
-        of = [] if bare == "net" else [f"of={bare}"]
+        of = [] if bare == "net" else [f"of={bare!r}"]
         options = [*of, f"slower={slower:g}"]
         return [f"{own}[{of[0]}]" if of else own, f"{own}[{','.join(options)}]"]
     if condition_ == "labels" and bare == "placed":
