@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import keyword
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -196,7 +197,16 @@ def _value(node: ast.expr) -> Any:
 
 
 def _brackets(options: Mapping[str, Any]) -> str:
-    return "[" + ",".join(f"{k}={v}" for k, v in sorted(options.items())) + "]" if options else ""
+    written = [f"{name}={_text(value)}" for name, value in sorted(options.items())]
+    return f"[{','.join(written)}]" if options else ""
+
+
+def _text(value: Any) -> str:
+    """Write a value so that it is read as itself again; words stay without quotes."""
+    if not isinstance(value, str):
+        return str(value)
+    word = value.isidentifier() and not keyword.iskeyword(value) and value not in _WORDS
+    return value if word else repr(value)
 
 
 def _checked(named: Named) -> Named:

@@ -108,3 +108,13 @@ def test_the_options_of_a_block_follow_the_level_unless_the_name_says_otherwise(
     assert all(named.options_at(level)["groups"] == 1 for level in named.levels)
     assert parse_name("yolov8n+dat[stride=2]@neck").options_at(3) == {"stride": 2}
     assert parse_name("yolov8n+ema@neck").options_at(3) == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["word", "timm:resnet18", "two words", "it's", "class", "true", "None", "", "1"]
+)
+def test_a_text_among_the_options_is_read_as_itself_again(value, tmp_path):
+    (tmp_path / "nets.py").touch()
+    name = str(parse_name(f"{tmp_path}/nets.py:build[of={value!r}]"))
+    assert parse_name(name).options == {"of": value}
+    assert name.endswith("[of=word]") == (value == "word")
