@@ -114,7 +114,7 @@ def test_the_options_of_a_block_follow_the_level_unless_the_name_says_otherwise(
     "value", ["word", "timm:resnet18", "two words", "it's", "class", "true", "None", "", "1"]
 )
 def test_a_text_among_the_options_is_read_as_itself_again(value, tmp_path):
-    (tmp_path / "nets.py").touch()
+    (tmp_path / "nets.py").write_text("def build(of): ...")
     name = str(parse_name(f"{tmp_path}/nets.py:build[of={value!r}]"))
     assert parse_name(name).options == {"of": value}
     assert name.endswith("[of=word]") == (value == "word")
