@@ -192,11 +192,11 @@ def half_widths(
     """Half width of the interval by the pairs that were over after so many seconds."""
     from datbench.schedule import LOOK_LEVEL
     from datbench.stats import round_difference, student_interval
+    from datbench.store import latest_run
 
     rounds: dict[tuple[int, int], dict[str, list[float]]] = {}
     ends: dict[int, datetime.datetime] = {}
-    (samples,) = results.glob("*/samples.jsonl")
-    for slot in map(json.loads, samples.read_text().splitlines()):
+    for slot in latest_run(results).samples():
         ends[slot["pair"]] = datetime.datetime.fromisoformat(slot["ended_utc"])
         if not slot["redone"]:
             medians = rounds.setdefault((slot["pair"], slot["round"]), {})

@@ -112,16 +112,16 @@ def watched() -> Causes:
     return causes
 
 
-def table(sums: dict[str, Counter[str]], counts: Counter[str]) -> None:
-    """Print sums, the largest first, and their total."""
-    whole: Counter[str] = sum(sums.values(), Counter())
-    rows = sorted(sums.items(), key=lambda row: -row[1].total())
+def table(files: dict[str, list[Counter[str]]]) -> None:
+    """Print the sum over the tests of each file, the largest first, and that over all."""
+    everything = {**files, "all": [test for tests in files.values() for test in tests]}
+    sums: dict[str, Counter[str]] = {n: sum(t, Counter()) for n, t in everything.items()}
     print(f"| | tests | seconds | {' | '.join(CAUSES)} |")
     print(f"| --- {'| ---: ' * (2 + len(CAUSES))}|")
-    for name, found in [*rows, ("all", whole)]:
+    for name in [*sorted(files, key=lambda name: -sums[name].total()), "all"]:
+        found = sums[name]
         cells = " | ".join(f"{found[cause]:.0f}" if found[cause] >= 0.5 else "" for cause in CAUSES)
-        tests = counts[name] if name != "all" else counts.total()
-        print(f"| {name} | {tests} | {found.total():.0f} | {cells} |")
+        print(f"| {name} | {len(everything[name])} | {found.total():.0f} | {cells} |")
 
 
 def main() -> None:
@@ -129,18 +129,15 @@ def main() -> None:
     causes = watched()
     status = pytest.main(["-q", *sys.argv[1:]], plugins=[causes])
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    by_file: dict[str, Counter[str]] = {}
-    counts: Counter[str] = Counter()
+    files: dict[str, list[Counter[str]]] = {}
     with FILE.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["test", "seconds", *CAUSES])
         for name, found in causes.tests.items():
             values = [found.total(), *(found[cause] for cause in CAUSES)]
             writer.writerow([name, *(f"{value:.3f}" for value in values)])
-            of = name.partition("::")[0]
-            by_file[of] = by_file.get(of, Counter()) + found
-            counts[of] += 1
-    table(by_file, counts)
+            files.setdefault(name.partition("::")[0], []).append(found)
+    table(files)
     print("\nPrograms started:", dict(causes.starts))
     sys.exit(status)
 

@@ -54,11 +54,11 @@ class Named:
     def __str__(self) -> str:
         """Return the name in its canonical form."""
         alone = "block:" if isinstance(self.spec, BlockSpec) else ""
-        text = f"{alone}{self.spec.name}{_brackets(self.options)}"
+        text = f"{alone}{self.spec.name}{write_options(self.options)}"
         if self.block is None:
             return text
         placement = "" if self.placement == "p5" else f"@{self.placement}"
-        return f"{text}+{self.block.name}{_brackets(self.block_options)}{placement}"
+        return f"{text}+{self.block.name}{write_options(self.block_options)}{placement}"
 
     @property
     def family(self) -> str:
@@ -196,7 +196,8 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _brackets(options: Mapping[str, Any]) -> str:
+def write_options(options: Mapping[str, Any]) -> str:
+    """Write options in brackets, as `parse_options` reads them; nothing where there are none."""
     written = [f"{name}={_text(value)}" for name, value in sorted(options.items())]
     return f"[{','.join(written)}]" if options else ""
 

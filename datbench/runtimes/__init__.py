@@ -22,7 +22,7 @@ from datbench.errors import UserError
 from datbench.extras import missing
 from datbench.outputs import answers
 from datbench.records import Measurement, Workload
-from zoo.names import parse_options
+from zoo.names import parse_options, write_options
 from zoo.registry import Registry, Spec
 
 if TYPE_CHECKING:
@@ -210,8 +210,7 @@ class Chosen:
 
     def __str__(self) -> str:
         """The name, with options in brackets."""
-        given = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
-        return f"{self.spec.name}[{given}]" if given else self.spec.name
+        return f"{self.spec.name}{write_options(self.options)}"
 
     def versions(self) -> dict[str, str]:
         """Versions of what it needs beside torch."""
