@@ -378,6 +378,7 @@ def counted(results: Sequence[dict[str, Any]], slower: float) -> dict[str, Any]:
         counts["contended"] = sum("contended" in r["flags"] for r in results)
         truth = 1 + slower / 100
         counts["covered"] = statistics.fmean(r["lo"] <= truth <= r["hi"] for r in results)
+        counts["latency_ms"] = statistics.median(r["latency_ms"] for r in results)
         counts["pairs"] = statistics.fmean(r["pairs"] for r in results)
         counts["half_width"] = statistics.median((r["hi"] - r["lo"]) / 2 for r in results)
         counts["half_widths"] = {}
