@@ -1,8 +1,10 @@
-"""Records and fakes that several tests use."""
+"""Which tests run and which stay together; records and fakes that several tests use."""
 
 from __future__ import annotations
 
 import sys
+import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,55 @@ from zoo.spec import BLOCKS, MODELS
 
 settings.register_profile("any_machine", deadline=None)  # a busy one may take its time
 settings.load_profile("any_machine")
+# Fixtures that cost more than their tests: a process that sets one up runs all tests that use it.
+DEAR = {"cluster", "compared", "measured", "modules", "regimes", "trained"}
+
+
+def part(text: str) -> tuple[int, int]:
+    """Read which part of the slow tests runs: (number, of how many)."""
+    numbers = {"none": (0, 1), "all": (1, 1)}.get(text)
+    try:
+        number, parts = numbers or map(int, text.split("/"))
+    except ValueError:
+        number, parts = 2, 1
+    if number > parts:
+        raise pytest.UsageError(f"--slow {text}: give none, all, or 2/4 for the second of four")
+    return number, parts
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow", type=part, default="none", metavar="none|all|N/PARTS",
+        help="Which of the tests marked slow to run: none (the default), all, or a part of them.",
+    )  # fmt: skip
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    number, parts = config.getoption("slow")
+    return f"slow tests: part {number} of {parts}" if number else "slow tests: none (--slow all)"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep tests together that share a dear fixture."""
+    for name in DEAR & {*item.fixturenames}:
+        value = item.callspec.params.get(name, "") if hasattr(item, "callspec") else ""
+        item.add_marker(pytest.mark.xdist_group(f"{Path(item.fspath).stem} {name} {value}".strip()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow tests that are not asked for, and begin with the others."""
+    number, parts = config.getoption("slow")
+    chosen, left = [], []
+    for item in items:
+        group = item.get_closest_marker("xdist_group")
+        name = group.args[0] if group else item.nodeid
+        runs = (
+            not item.get_closest_marker("slow") or zlib.crc32(name.encode()) % parts + 1 == number
+        )
+        (chosen if runs else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = sorted(chosen, key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture

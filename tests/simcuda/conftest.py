@@ -6,10 +6,12 @@ import dataclasses
 import importlib.util
 import json
 import os
+import select
+import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +56,49 @@ class Simulator:
         self._libraries = libraries
         self._folder = folder
         self._number = 0
+        self._server: subprocess.Popen[str] | None = None
 
-    def run(
-        self, *command: object, timeout_s: float = 600, cwd: Path | None = None, **settings: object
+    def datbench(self, *arguments: object, timeout_s: float = 600, **settings: object) -> Ran:
+        """Run the command line; settings are those of simcuda.h, and environment variables."""
+        environment, table = self._environment(settings)
+        process = subprocess.run(
+            [sys.executable, "-m", "datbench", *map(str, arguments)], env=environment,
+            timeout=timeout_s, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return Ran(process, *_read(table))
+
+    def python(
+        self, *arguments: object, status: int | None = 0, timeout_s: float = 600, **settings: object
     ) -> Ran:
-        """Run a program; settings are those of simcuda.h, and other environment variables."""
+        """Run a Python program, where torch, ultralytics and datbench have been imported before.
+
+        Args:
+            arguments: "-c" and lines of Python, or a file; what follows is the program's own.
+            status: that it must end with; None if any will do.
+            timeout_s: until it is killed.
+            settings: those of simcuda.h, and other environment variables.
+        """
+        environment, table = self._environment(settings)
+        files = [table.with_suffix(f".{name}") for name in ("stdout", "stderr")]
+        words = [str(part) for part in arguments]
+        program = {"argv": words, "environment": environment, "cwd": str(Path.cwd())}
+        program |= {file.suffix[1:]: str(file) for file in files}
+        returned = self._ask(json.dumps(program), timeout_s)
+        process = subprocess.CompletedProcess(words, returned, *(f.read_text() for f in files))
+        assert status in (None, returned), process.stderr
+        return Ran(process, *_read(table))
+
+    def close(self) -> None:
+        """End the server."""
+        if self._server:
+            self._server.kill()
+            self._server.communicate()
+            self._server = None
+
+    def _environment(self, settings: Mapping[str, object]) -> tuple[dict[str, str], Path]:
         self._number += 1
         table = self._folder / f"{self._number}.bin"
+        named = {k if k.isupper() else f"SIMCUDA_{k.upper()}": v for k, v in settings.items()}
         environment = {
             **os.environ,
             "LD_PRELOAD": ":".join(map(str, self._libraries)),
@@ -68,24 +106,27 @@ class Simulator:
             "SIMCUDA_VIRTUAL_CLOCK": "1",
             "PYTHONFAULTHANDLER": "1",
             "TORCH_DISABLE_NATIVE_JIT": "1",  # kernels that Triton compiles need a real driver
-            **{k if k.isupper() else f"SIMCUDA_{k.upper()}": str(v) for k, v in settings.items()},
+            **{name: str(value) for name, value in named.items()},
         }
-        words = [str(part) for part in command]
-        process = subprocess.run(
-            words, env=environment, cwd=cwd, timeout=timeout_s, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        return Ran(process, *_read(table))
+        return environment, table
 
-    def python(self, *arguments: object, **settings: Any) -> Ran:
-        """Run a Python program that must succeed."""
-        ran = self.run(sys.executable, *arguments, **settings)
-        assert ran.process.returncode == 0, ran.process.stderr
-        return ran
-
-    def datbench(self, *arguments: object, **settings: Any) -> Ran:
-        """Run the command line."""
-        return self.run(sys.executable, "-m", "datbench", *arguments, **settings)
+    def _ask(self, program: str, timeout_s: float) -> int:
+        if self._server is None:
+            environment, _ = self._environment({})
+            del environment["SIMCUDA_SHARED"]
+            self._server = subprocess.Popen(
+                [sys.executable, HERE / "server.py"], env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0,
+            )  # fmt: skip
+        server = self._server
+        assert server.stdin
+        assert server.stdout
+        print(program, file=server.stdin, flush=True)
+        if not select.select([server.stdout], [], [], timeout_s)[0]:
+            os.killpg(server.pid, signal.SIGKILL)
+            self.close()
+            raise TimeoutError(f"a program has not ended within {timeout_s} s: {program}")
+        return int(server.stdout.readline())
 
 
 def _read(table: Path) -> tuple[list[dict[str, int]], list[tuple[int, ...]]]:
@@ -102,7 +143,7 @@ def _read(table: Path) -> tuple[list[dict[str, int]], list[tuple[int, ...]]]:
 
 
 @pytest.fixture(scope="session")
-def simulator(tmp_path_factory: pytest.TempPathFactory) -> Simulator:
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
     """The simulated runtime; skips where it cannot be built."""
     spec = importlib.util.spec_from_file_location("simcuda_build", HERE / "build.py")
     assert spec is not None
@@ -114,4 +155,6 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Simulator:
         libraries = building.build(folder / "build")
     except building.CannotBuild as missing:
         pytest.skip(f"the simulated CUDA runtime cannot be built: {missing}")
-    return Simulator(libraries, folder)
+    simulator = Simulator(libraries, folder)
+    yield simulator
+    simulator.close()

@@ -114,6 +114,7 @@ static void uuid_text(int physical, char *text, size_t size) {
 
 static void read_visible(void) {
   int count = (int)SETTING(device_count);
+  visible_count = 0;
   const char *list = getenv("CUDA_VISIBLE_DEVICES");
   if (list == NULL) {
     for (visible_count = 0; visible_count < count; visible_count++)
@@ -150,11 +151,8 @@ static void open_table(void) {
   table = (Process *)(mapped + HEADER);
 }
 
-__attribute__((constructor)) static void start(void) {
-  pthread_mutexattr_t attributes;
-  pthread_mutexattr_init(&attributes);
-  pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);
-  pthread_mutex_init(&mutex, &attributes);
+/* Read the settings: at the start, and in a fork that becomes another program. */
+void simcuda_begin(void) {
   for (int i = 0; i < SETTING_COUNT; i++) {
     char name[64] = "SIMCUDA_";
     for (int j = 0; setting_names[i][j]; j++)
@@ -164,6 +162,14 @@ __attribute__((constructor)) static void start(void) {
   }
   read_visible();
   open_table();
+}
+
+__attribute__((constructor)) static void start(void) {
+  pthread_mutexattr_t attributes;
+  pthread_mutexattr_init(&attributes);
+  pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);
+  pthread_mutex_init(&mutex, &attributes);
+  simcuda_begin();
   pthread_atfork(NULL, NULL, after_fork);
 }
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from datbench.cli import cli
 from datbench.device import MIB
 from zoo.spec import BLOCKS, MODELS
 
@@ -32,13 +32,21 @@ WORKLOADS = {
 }
 
 
+OFTEN = {"inference", "training, bfloat16"}  # one that is the least, one with all that there is
+
+
+def every(workloads):
+    """All workloads, those beyond `OFTEN` as slow ones."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=() if name in OFTEN else slow) for name in workloads]
+
+
 def datbench(*arguments):
     """Run the command line on this machine as it is."""
-    done = subprocess.run(
-        [sys.executable, "-m", "datbench", *map(str, arguments)],
-        env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
@@ -49,7 +57,7 @@ def as_options(workload):
             yield value
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("workload", every(WORKLOADS))
 def test_what_is_predicted_for_a_size_is_what_torch_allocates(simulator, workload):
     check(simulator, SIZES, workload)
 
@@ -62,14 +70,14 @@ def test_every_size_is_predicted(simulator, family, workload):
 
 
 # A detector's loss reads counts of boxes, and where they are not 0 a gradient scaler sees overflow.
-@pytest.mark.parametrize("workload", [name for name in WORKLOADS if name != "training, amp"])
+@pytest.mark.parametrize("workload", every(name for name in WORKLOADS if name != "training, amp"))
 def test_what_is_predicted_for_a_variant_is_what_torch_allocates(simulator, workload):
     check(simulator, VARIANTS, workload)
 
 
 def check(simulator, models, workload):
     options, tolerance = WORKLOADS[workload]
-    asked = json.dumps({"models": models, **options})
+    asked = json.dumps({"models": models, "timed": False, **options})
     simulated = simulator.python(
         HERE / "measure.py", asked, PYTHONPATH=HERE, scalar_reads=int(workload != "training, amp")
     ).lines()
@@ -96,10 +104,10 @@ def test_the_largest_batch_that_is_predicted_fits_and_one_of_a_few_more_does_not
         batch = row["largest_batch"]
         assert row["peak_reserved_mib"] <= 1024
         settings = {"PYTHONPATH": HERE, "mem_total": "1G"}
-        asked = {"models": ["pvt_v2_b0"], "mode": row["mode"].partition("-")[0]}
+        asked = {"models": ["pvt_v2_b0"], "mode": row["mode"].partition("-")[0], "timed": False}
         for size, fits in ((int(0.97 * batch), True), (int(1.05 * batch) + 1, False)):
             command = [HERE / "measure.py", json.dumps({**asked, "batch_size": size})]
-            ran = simulator.run(sys.executable, *command, **settings)
+            ran = simulator.python(*command, status=None, **settings)
             assert (ran.process.returncode == 0) == fits, (row, size, ran.process.stderr[-500:])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +31,13 @@ WORKLOADS = {
 }
 
 
-@pytest.fixture(scope="module", params=WORKLOADS)
+OFTEN = {"batch 1", "amp", "second device"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(w, marks=() if w in OFTEN else pytest.mark.slow) for w in WORKLOADS],
+)
 def measured(simulator, request):
     """What measure.py saw of all models and blocks under one workload."""
     found = []
@@ -216,7 +221,7 @@ def test_a_timer_that_does_not_synchronise_is_caught(simulator):
     right = simulator.python("-c", BROKEN, "right", **settings)
     timed, busy = map(float, right.process.stdout.split())
     assert timed == pytest.approx(busy * 3 / 5, rel=0.02)  # two of the five are untimed
-    broken = simulator.run(sys.executable, "-c", BROKEN, "broken", **settings)
+    broken = simulator.python("-c", BROKEN, "broken", status=None, **settings)
     assert broken.process.returncode != 0
     assert "Both events must be completed" in broken.process.stderr
 
