@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import sys
+import tempfile
+import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import settings
 
+from datbench.cli import cli
 from datbench.records import Comparison, Environment, Measurement, Record, Workload
 from zoo.spec import BLOCKS, MODELS
 
@@ -37,6 +47,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of xdist a core: threads of two tests on one core wait for each other."""
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        number = int(config.workerinput["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     number, parts = config.getoption("slow")
     return f"slow tests: part {number} of {parts}" if number else "slow tests: none (--slow all)"
@@ -63,6 +81,65 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (chosen if runs else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = sorted(chosen, key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def turns_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no test wait until one of another process has measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)  # which is found anew
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a command left, named as `subprocess` names it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def datbench() -> Callable[..., Done]:
+    """Run the command line in a folder, in this process: datbench(tmp_path, "list").
+
+    Torch and the fork server are there already, which a process of its own would start anew.
+    """
+
+    def run(folder: Path, *arguments: object) -> Done:
+        with (
+            contextlib.chdir(folder),
+            warnings.catch_warnings(),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            warnings.simplefilter("ignore")
+            patch.setattr("datbench.runner.PAUSES_S", (0.0,))  # before a disturbed slot is redone
+            result = CliRunner().invoke(cli, [*map(str, arguments)], prog_name="datbench")
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let forecasts be made in this process, not in those of a pool."""
+
+    class Inline(Executor):
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                future.set_result(function(*args, **kwargs))
+            return future
+
+    monkeypatch.setattr("datbench.forecast.ProcessPoolExecutor", Inline)
 
 
 @pytest.fixture

@@ -5,17 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 
 from datbench.breakdown import _branches, short
 
 
-def call(folder, *arguments):
-    command = [sys.executable, "-m", "datbench", "profile", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def call(datbench):
+    return lambda folder, *arguments: datbench(folder, "profile", *arguments)
 
 
 def test_branches_join_a_name_to_the_one_that_holds_it():
@@ -48,7 +46,7 @@ def test_figures_are_short(value, text):
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory):
+def modules(call, tmp_path_factory):
     folder = tmp_path_factory.mktemp("modules")
     done = call(
         folder, "pvt_tiny", "yolov8n+dat", "--by-module", "--img-size", "320", "--batch-size", "2",
@@ -90,7 +88,7 @@ def test_the_same_is_written_as_json_and_text(modules):
     assert "yolov8n+dat" in text
 
 
-def test_the_tree_goes_as_deep_as_it_is_asked_to(tmp_path):
+def test_the_tree_goes_as_deep_as_it_is_asked_to(call, tmp_path):
     done = call(tmp_path, "pvt_tiny", "--by-module", "--depth", "1")
     assert done.returncode == 0, done.stderr
     assert "└─ head" in done.stdout
@@ -98,7 +96,7 @@ def test_the_tree_goes_as_deep_as_it_is_asked_to(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_depth_cuts_files_too(tmp_path):
+def test_depth_cuts_files_too(call, tmp_path):
     done = call(tmp_path, "pvt_tiny", "--by-module", "--depth", "1", "--format", "csv")
     names = [row["module"] for row in csv.DictReader(io.StringIO(done.stdout))]
     assert names[0] == ""
@@ -106,7 +104,7 @@ def test_depth_cuts_files_too(tmp_path):
     assert not any("." in name for name in names)
 
 
-def test_operators_are_listed_with_what_is_not_counted(tmp_path):
+def test_operators_are_listed_with_what_is_not_counted(call, tmp_path):
     done = call(tmp_path, "pvt_tiny", "--by-op", "--format", "json")
     (found,) = json.loads(done.stdout)
     rows = {row["operator"]: row for row in found["operators"]}
@@ -150,7 +148,7 @@ class Broken(nn.Module):
 """
 
 
-def test_modules_are_timed_with_the_overhead_stated(tmp_path):
+def test_modules_are_timed_with_the_overhead_stated(call, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     arguments = ("mine.py:Net", "--by-module", "--time-modules", "--img-size", "64")
     done = call(tmp_path, *arguments, "--device", "cpu", "--format", "json")
@@ -166,7 +164,7 @@ def test_modules_are_timed_with_the_overhead_stated(tmp_path):
     assert "marking the modules changes a step by" in " ".join(shown.split())
 
 
-def test_what_was_counted_stays_where_the_timing_fails(tmp_path):
+def test_what_was_counted_stays_where_the_timing_fails(call, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     arguments = ("mine.py:Nan", "--by-module", "--time-modules", "--img-size", "8")
     done = call(tmp_path, *arguments, "--device", "cpu")
@@ -175,7 +173,7 @@ def test_what_was_counted_stays_where_the_timing_fails(tmp_path):
     assert "mine.py:Nan failed: the output (1, 4, 8, 8) holds NaN" in done.stdout
 
 
-def test_nothing_to_list_is_a_header_alone(tmp_path):
+def test_nothing_to_list_is_a_header_alone(call, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     done = call(tmp_path, "mine.py:Broken", "--by-op", "--format", "csv", "--img-size", "8")
     assert done.returncode == 1
@@ -183,7 +181,7 @@ def test_nothing_to_list_is_a_header_alone(tmp_path):
     assert done.stderr.startswith("Error: mine.py:Broken failed: not_counted: fvcore: RuntimeError")
 
 
-def test_a_model_that_fails_does_not_stop_the_rest(tmp_path):
+def test_a_model_that_fails_does_not_stop_the_rest(call, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     done = call(tmp_path, "mine.py:Broken", "mine.py:Net", "--by-module", "--img-size", "32")
     assert done.returncode == 1
@@ -203,7 +201,7 @@ def test_a_model_that_fails_does_not_stop_the_rest(tmp_path):
         ("dta --by-module", "did you mean dat?"),
     ],
 )
-def test_mistakes_take_one_line(tmp_path, arguments, message):
+def test_mistakes_take_one_line(call, tmp_path, arguments, message):
     done = call(tmp_path, *arguments.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

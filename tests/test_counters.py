@@ -330,7 +330,6 @@ def test_einsum_follows_the_path_it_is_given():
         (nn.BatchNorm2d(4), (1, 4, 3, 3), 2 * 36),
         (nn.InstanceNorm2d(4, affine=True), (1, 4, 3, 3), 5 * 36),
     ],
-    ids=str,
 )
 def test_norms_and_sampling_are_in_the_first_count_alone(function, shape, by_hand):
     found = counted(function, *shape)

@@ -24,6 +24,7 @@ SMALL = ["--img-size", "64", "--device", "cpu"]
 
 
 def call(folder, *arguments, **options):
+    """Run the command line in a process of its own."""
     command = [*DATBENCH, *arguments]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, **options
@@ -31,12 +32,12 @@ def call(folder, *arguments, **options):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(datbench, tmp_path_factory):
     """One comparison with a model that fails; everything else looks at what it left."""
     folder = tmp_path_factory.mktemp("compare")
     models = ["pvt_tiny", "swin", "yolov8n+dat", "yolov8n+dat[heads=7]"]
     outputs = ["--output", "a.csv", "--output", "a.html"]
-    done = call(folder, "compare", "--models", *models, "--quick", *SMALL, *outputs)
+    done = datbench(folder, "compare", "--models", *models, "--quick", *SMALL, *outputs)
     return folder, done
 
 
@@ -67,12 +68,12 @@ def build(kind="tensor"):
 """
 
 
-def test_models_of_ones_own_are_measured_whatever_they_return(tmp_path):
+def test_models_of_ones_own_are_measured_whatever_they_return(datbench, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "width.py").write_text("WIDTH = 4")
     kinds = ["tuple", "list", "dict"]
     models = [*(f"mine.py:build[kind={kind}]" for kind in kinds), "mine:build", "timm:resnet10t"]
-    done = call(tmp_path, "profile", *models, *SMALL, "--format", "json")
+    done = datbench(tmp_path, "profile", *models, *SMALL, "--budget", "5", "--format", "json")
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)["records"]
     assert [r["model"] for r in records] == models
@@ -133,13 +134,13 @@ def test_workers_keep_freed_memory_but_as_the_user_wants_it(tmp_path, monkeypatc
     assert kept["MALLOC_TOP_PAD_"] == "4096"
 
 
-def test_the_table_is_on_stdout_and_the_rest_on_stderr(compared):
+def test_the_table_is_on_stdout_and_the_rest_on_stderr(datbench, compared):
     folder, done = compared
     assert "pvt_tiny" in done.stdout
     assert "No verdict" in done.stdout
     assert "Records and samples: results" in done.stderr
     assert "Wrote a.html" in done.stderr
-    exported = call(folder, "export-report", "--format", "csv")
+    exported = datbench(folder, "export-report", "--format", "csv")
     assert exported.stdout == (folder / "a.csv").read_text()
 
 
@@ -173,10 +174,13 @@ os.write(1, b"chatter")
     assert done.stderr.endswith("chatter")
 
 
+BLOCKS = ("block:ema", "block:psa")
+
+
 def started(folder, *arguments):
     """Start a comparison in a process group of its own, and wait for the first timed slot."""
     process = subprocess.Popen(
-        [*DATBENCH, "compare", "--models", "pvt_tiny", "swin", *SMALL, *arguments],
+        [*DATBENCH, "compare", "--models", *BLOCKS, "--input", "16x8x8", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -240,7 +244,7 @@ def test_a_killed_parent_leaves_no_workers_behind(tmp_path):
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ours)
     run = RunFolder(next((tmp_path / "results").iterdir()))
-    assert {record.model for record in run.records()} == {"pvt_tiny", "swin_tiny"}
+    assert {record.model for record in run.records()} == {*BLOCKS}
     assert run.samples()
 
 
@@ -267,18 +271,20 @@ class Half(nn.Module):
 """
 
 
-def test_a_block_of_the_users_is_measured_alone_and_in_a_detector(tmp_path):
+@pytest.mark.usefixtures("zoo_as_it_was")
+def test_a_block_of_the_users_is_measured_alone_and_in_a_detector(datbench, tmp_path):
     (tmp_path / "my_block.py").write_text(GATE)
     plugin = ["--plugin", "my_block.py", "--device", "cpu", "--format", "csv", "--quick"]
     models = ["yolov8n", "yolov8n+mine", "yolov8n+mine@c2f"]
-    done = call(tmp_path, "compare", "--models", *models, "--img-size", "64", *plugin)
+    done = datbench(tmp_path, "compare", "--models", *models, "--img-size", "64", *plugin)
     assert done.returncode == 0, done.stderr
     frame = pd.read_csv(io.StringIO(done.stdout)).set_index("model")
     params = frame["params"] - frame.loc["yolov8n", "params"]
     assert params.tolist() == [0, 256 * 256 + 256, 128 * 128 + 128]
     assert (frame["macs"][1:] > frame.loc["yolov8n", "macs"]).all()
     assert frame.loc["yolov8n+mine", "ratio"] > 0
-    alone = call(tmp_path, "profile", "block:mine", "block:half", "--input", "8x5x7", *plugin[:-1])
+    words = ["profile", "block:mine", "block:half", "--input", "8x5x7", *plugin[:-1]]
+    alone = datbench(tmp_path, *words)
     assert alone.returncode == 1, alone.stderr
     frame = pd.read_csv(io.StringIO(alone.stdout)).set_index("model")
     assert frame.loc["block:mine", "macs"] == 8 * 8 * 5 * 7

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -41,14 +40,8 @@ def build():
 
 
 @pytest.fixture
-def run_cli():
-    """Run the command line in a process of its own."""
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "datbench", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    return run
+def run_cli(datbench, tmp_path):
+    return functools.partial(datbench, tmp_path)
 
 
 def test_patterns_name_models_detectors_with_blocks_and_blocks_alone():

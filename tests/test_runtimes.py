@@ -185,6 +185,7 @@ def test_a_mistyped_value_costs_no_worker():
 TABLE = "block:dat[position=table,table_size=(12,12)]"
 
 
+@pytest.mark.slow(but=["block:dat", TABLE, "block:dlka"])
 @pytest.mark.parametrize("model", ["block:dat", TABLE, "block:dlka", "pvt_v2_b0", "yolov8n+ema"])
 @pytest.mark.parametrize("runtime", [*EXPORTED, "compile[backend=aot_eager]"])
 def test_a_runtime_gives_eagers_answers(model, runtime, tmp_path):

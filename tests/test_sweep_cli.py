@@ -157,6 +157,7 @@ def test_a_sweep_of_nothing_possible_is_status_1(call):
     assert result.stdout.count("impossible") >= 2
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_dry_run_lists_cases_for_people_and_programs(call, tmp_path):
     text = "compare --models pvt_v2_b0 dat --batch-size 1 2 --img-size 64 --device cpu --dry-run"
     table = call(text)

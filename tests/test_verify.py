@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -17,9 +15,9 @@ from zoo import list_models
 from zoo.spec import MODELS
 
 
-def call(folder, *arguments):
-    command = [sys.executable, "-m", "datbench", "verify", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+@pytest.fixture
+def call(datbench):
+    return lambda folder, *arguments: datbench(folder, "verify", *arguments)
 
 
 # Of timm's published benchmark files; families that attend each in their own way.
@@ -127,7 +125,7 @@ def test_families_are_files_of_timm_and_those_of_the_zoo():
     assert module._family("dat_tiny") == "dat"
 
 
-def test_published_figures_of_the_zoo_hold(tmp_path):
+def test_published_figures_of_the_zoo_hold(call, tmp_path):
     done = call(tmp_path, "*v2_b[01]", "--format", "csv")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -143,7 +141,7 @@ def test_published_figures_of_the_zoo_hold(tmp_path):
     assert row["note"] == "batch norms folded into the convolutions, as published"
 
 
-def test_figures_of_timm_hold_and_a_wrong_one_gives_status_1(tmp_path):
+def test_figures_of_timm_hold_and_a_wrong_one_gives_status_1(call, tmp_path):
     (tmp_path / "right.csv").write_text(PUBLISHED)
     done = call(tmp_path, "--against", "right.csv")
     assert done.returncode == 0, done.stdout
@@ -158,7 +156,7 @@ def test_figures_of_timm_hold_and_a_wrong_one_gives_status_1(tmp_path):
     assert "no model named 'resnet19' in timm; did you mean" in rows[1]["note"]
 
 
-def test_names_are_shown_as_they_are(tmp_path):
+def test_names_are_shown_as_they_are(call, tmp_path):
     (tmp_path / "a.csv").write_text("model,img_size,gmacs\n[red]x[/foo],224,1.8\n")
     done = call(tmp_path, "--against", "a.csv")
     assert done.returncode == 1
@@ -166,7 +164,7 @@ def test_names_are_shown_as_they_are(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_to_verify_is_a_mistake(tmp_path):
+def test_nothing_to_verify_is_a_mistake(call, tmp_path):
     (tmp_path / "a.csv").write_text(PUBLISHED)
     done = call(tmp_path, "nothing*", "--against", "a.csv")
     assert (done.returncode, done.stderr) == (2, "Error: no model in a.csv matches 'nothing*'\n")

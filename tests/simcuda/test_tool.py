@@ -31,7 +31,7 @@ WORKLOADS = {
 }
 
 
-OFTEN = {"batch 1", "amp", "second device"}
+OFTEN = {"batch 1", "amp"}
 
 
 @pytest.fixture(

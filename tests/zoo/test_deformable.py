@@ -161,6 +161,7 @@ def test_memory_grows_as_queries_and_keys_do():
     assert peak(160) / peak(80) < 8  # pairs: 16 times as many, queries and keys: 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 def test_flex_attention_is_the_same_and_is_compiled_once_for_each_size(fill, noise):
     torch._dynamo.reset()
@@ -213,6 +214,7 @@ def test_neighborhoods_with_holes_are_the_same_too(fill, noise, options):
         torch.testing.assert_close(made[1](x), made[0](x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow(but=["dat_tiny"])
 @pytest.mark.parametrize("name", ["dat_tiny", "dat_p_tiny", "dat_pp_tiny"])
 def test_a_network_is_the_same(fill, noise, name):
     made = [fill(zoo.create_model(f"{name}[impl={i},num_classes=10]"))

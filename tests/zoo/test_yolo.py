@@ -19,6 +19,7 @@ DETECTORS = [name for name, spec in MODELS.items() if spec.task == "detect"]
 FAMILIES = ["yolov8n", "yolov10n", "yolov10s", "yolo11n", "yolo11m"]
 
 
+@pytest.mark.slow(but=FAMILIES)
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detector_is_that_of_ultralytics(name):
     ours, theirs = zoo.create_model(name), DetectionModel(f"{name}.yaml", verbose=False)
@@ -120,6 +121,7 @@ def test_an_identity_block_leaves_a_detector_with_its_weights_as_it_was(
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.slow(but=["yolov8n"])
 @pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo11n"])
 def test_every_block_fits_everywhere(name, placement):
     for plugged in zoo.list_models(f"{name}+*"):
@@ -128,6 +130,7 @@ def test_every_block_fits_everywhere(name, placement):
             assert model(torch.rand(1, 3, 128, 160))[0].isfinite().all()
 
 
+@pytest.mark.slow(but=["yolov8m"])
 @pytest.mark.parametrize("name", ["yolov8m", "yolov8x", "yolov10m", "yolo11l"])
 def test_the_rule_for_heads_fits_every_width(name):
     for placement in PLACEMENTS:
