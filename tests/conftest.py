@@ -25,7 +25,7 @@ from zoo.spec import BLOCKS, MODELS
 settings.register_profile("any_machine", deadline=None)  # a busy one may take its time
 settings.load_profile("any_machine")
 # Fixtures that cost more than their tests: a process that sets one up runs all tests that use it.
-DEAR = {"cluster", "compared", "measured", "modules", "regimes", "trained"}
+DEAR = {"failed", "measured", "modules", "regimes", "trained"}
 
 
 def part(text: str) -> tuple[int, int]:
@@ -62,9 +62,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep tests together that share a dear fixture."""
-    for name in DEAR & {*item.fixturenames}:
-        value = item.callspec.params.get(name, "") if hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{Path(item.fspath).stem} {name} {value}".strip()))
+    if name := _dear(item):
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,14 +72,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     number, parts = config.getoption("slow")
     chosen, left = [], []
     for item in items:
-        group = item.get_closest_marker("xdist_group")
-        name = group.args[0] if group else item.nodeid
-        runs = (
-            not item.get_closest_marker("slow") or zlib.crc32(name.encode()) % parts + 1 == number
-        )
+        name = _dear(item) or item.nodeid
+        runs = not _slow(item) or zlib.crc32(name.encode()) % parts + 1 == number
         (chosen if runs else left).append(item)
     config.hook.pytest_deselected(items=left)
-    items[:] = sorted(chosen, key=lambda item: item.get_closest_marker("slow") is None)
+    items[:] = sorted(chosen, key=_slow, reverse=True)
+
+
+def _dear(item: pytest.Item) -> str | None:
+    """Name the dear fixture of a test, with its parameter."""
+    for name in sorted(DEAR & {*item.fixturenames}):
+        return f"{Path(item.fspath).stem} {name} {_values(item).get(name, '')}".strip()
+    return None
+
+
+def _slow(item: pytest.Item) -> bool:
+    """Tell whether a test is slow: `slow(but=NAMES)` leaves those with one of NAMES fast."""
+    values = _values(item).values()
+    fast = [mark.kwargs.get("but", ()) for mark in item.iter_markers("slow")]
+    return any(not any(value in names for value in values) for names in fast)
+
+
+def _values(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -32,7 +32,7 @@ def call(folder, *arguments, **options):
 
 
 @pytest.fixture(scope="module")
-def compared(datbench, tmp_path_factory):
+def failed(datbench, tmp_path_factory):
     """One comparison with a model that fails; everything else looks at what it left."""
     folder = tmp_path_factory.mktemp("compare")
     models = ["pvt_tiny", "swin", "yolov8n+dat", "yolov8n+dat[heads=7]"]
@@ -41,8 +41,8 @@ def compared(datbench, tmp_path_factory):
     return folder, done
 
 
-def test_a_failed_model_gives_status_1_and_its_own_row(compared):
-    folder, done = compared
+def test_a_failed_model_gives_status_1_and_its_own_row(failed):
+    folder, done = failed
     assert done.returncode == 1, done.stderr
     frame = pd.read_csv(folder / "a.csv").set_index("model")
     assert frame.loc["yolov8n+dat[heads=7]", "error"] == "dim=256 is not a multiple of heads=7"
@@ -82,8 +82,8 @@ def test_models_of_ones_own_are_measured_whatever_they_return(datbench, tmp_path
     assert values[4]["params"] == 5_435_488
 
 
-def test_every_column_that_a_cpu_can_fill_is_filled(compared):
-    folder, _ = compared
+def test_every_column_that_a_cpu_can_fill_is_filled(failed):
+    folder, _ = failed
     frame = pd.read_csv(folder / "a.csv").set_index("model").iloc[:3]
     filled = """
         params macs flops latency_ms_median latency_ms_lo latency_ms_hi latency_ms_min
@@ -108,8 +108,8 @@ def test_every_column_that_a_cpu_can_fill_is_filled(compared):
     assert (frame["flops"] == 2 * frame["macs"]).all()
 
 
-def test_the_figures_follow_from_the_raw_samples(compared):
-    folder, _ = compared
+def test_the_figures_follow_from_the_raw_samples(failed):
+    folder, _ = failed
     run = RunFolder(next((folder / "results").iterdir()))
     frame = pd.read_csv(folder / "a.csv").set_index("model")
     kept = [slot for slot in run.samples() if not slot["redone"]]
@@ -134,8 +134,8 @@ def test_workers_keep_freed_memory_but_as_the_user_wants_it(tmp_path, monkeypatc
     assert kept["MALLOC_TOP_PAD_"] == "4096"
 
 
-def test_the_table_is_on_stdout_and_the_rest_on_stderr(datbench, compared):
-    folder, done = compared
+def test_the_table_is_on_stdout_and_the_rest_on_stderr(datbench, failed):
+    folder, done = failed
     assert "pvt_tiny" in done.stdout
     assert "No verdict" in done.stdout
     assert "Records and samples: results" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from datbench.store import RunFolder
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 MODELS = ("block:ema", "block:psa")
 ONE_UNIT = ("--input", "16x8x8")
 TWELVE = ("--batch-size", "1", "2", "4", "--input", "16x8x8", "16x10x10")
@@ -213,7 +213,7 @@ def test_after_ctrl_c_the_jobs_go_on_and_resume_follows_them(cluster, sweep):
     known = set(cluster.jobs())
     assert {"RUNNING"} <= {*cluster.jobs().values()}
     records = sweep(*TWELVE, "--resume", str(begun.run)).end()
-    assert set(cluster.jobs()) == known  # nothing was submitted again
+    assert not set(cluster.jobs()) - known  # nothing was submitted again; Slurm forgets old jobs
     assert [len(found) for found in records.values()] == [6, 6]
     assert not any(record.error for found in records.values() for record in found)
 

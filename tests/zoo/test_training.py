@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,17 @@ STEADY = {
 QUIET = {"device": "cpu", "workers": 0, "plots": False, "seed": 0}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # ultralytics, matplotlib and the exporter warn
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settings_as_they_were():
+    """Take back what ultralytics sets for the whole process when it trains."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
 
 
 def train(name: str, data: Path, project: Path, **options):
