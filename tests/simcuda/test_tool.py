@@ -31,12 +31,9 @@ WORKLOADS = {
 }
 
 
-OFTEN = {"batch 1", "amp"}
-
-
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(w, marks=() if w in OFTEN else pytest.mark.slow) for w in WORKLOADS],
+    params=[pytest.param(w, marks=() if w == "batch 1" else pytest.mark.slow) for w in WORKLOADS],
 )
 def measured(simulator, request):
     """What measure.py saw of all models and blocks under one workload."""
@@ -158,6 +155,7 @@ def test_a_model_that_does_not_fit_is_a_row_and_the_others_finish(compare):
     assert "dat_base_384 failed: out of memory" in ran.process.stdout
 
 
+@pytest.mark.slow
 def test_an_allocation_that_fails_once_does_no_harm(compare):
     ran, table = compare("pvt_v2_b0", "swin", fail_malloc_in=4)
     assert ran.total("ooms") >= 2

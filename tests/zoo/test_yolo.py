@@ -103,6 +103,7 @@ def test_a_plugged_bottleneck_adds_its_input_to_what_the_block_makes(fill, noise
     assert torch.equal(inside(x), expected)
 
 
+@pytest.mark.slow(but=["yolov8n", "yolo11n"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_identity_block_leaves_a_detector_with_its_weights_as_it_was(
@@ -195,6 +196,7 @@ def test_the_yaml_builds_the_same_detector_under_any_name(name, file, tmp_path, 
         assert torch.equal(read(x)[0], made(x)[0])
 
 
+@pytest.mark.slow(but=["import zoo, ultralytics", "import ultralytics.nn.tasks, zoo"])
 @pytest.mark.parametrize(
     "imports",
     ["import zoo, ultralytics", "import ultralytics.nn.tasks, zoo", "import ultralytics, zoo",
