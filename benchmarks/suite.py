@@ -1,7 +1,7 @@
 """Where the tests spend their time.
 
-    python benchmarks/suite.py                 # all of them, in one process
-    python benchmarks/suite.py tests/simcuda -m "not slow"
+    python benchmarks/suite.py --slow all          # all of them, in one process
+    python benchmarks/suite.py tests/simcuda
 
 Runs pytest and sums seconds by file and by cause. A test of browsers or of Slurm is that in all;
 in the others the time is cut up:
@@ -60,6 +60,14 @@ class Causes:
             self._now.clear()
         self._now[whole or "rest"] += seconds - self._now.total()
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+        """Watch the server that runs programs on the simulated runtime."""
+        made = yield
+        if fixturedef.argname == "simulator":
+            self.watch(made, "_ask", "simulated")
+        return made
 
     @contextlib.contextmanager
     def _charged(self, cause: str) -> Iterator[None]:
