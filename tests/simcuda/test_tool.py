@@ -11,8 +11,9 @@ import pytest
 from zoo.spec import BLOCKS
 
 HERE = Path(__file__).parent
-# So much for each launch that the device is the slower side, on whatever machine this runs.
-SLOW = {"launch_ns": 200_000, "gflops": 2000}
+# So much for each launch that the device is the slower side, on whatever machine this runs, however
+# busy: its clock is virtual.
+SLOW = {"launch_ns": 2_000_000, "gflops": 200}
 MODELS = ["dat", "dat_pp", "swin", "pvt", "yolov8n", "yolov8n+dat"]
 TABLE = "position=table,table_size=(28,28)"
 ALONE = [
