@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -30,14 +30,13 @@ DEAR = {"failed", "measured", "modules", "regimes", "trained"}
 
 def part(text: str) -> tuple[int, int]:
     """Read which part of the slow tests runs: (number, of how many)."""
-    numbers = {"none": (0, 1), "all": (1, 1)}.get(text)
-    try:
-        number, parts = numbers or map(int, text.split("/"))
-    except ValueError:
-        number, parts = 2, 1
-    if number > parts:
+    whole = {"none": (0, 1), "all": (1, 1)}
+    if text in whole:
+        return whole[text]
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
         raise pytest.UsageError(f"--slow {text}: give none, all, or 2/4 for the second of four")
-    return number, parts
+    return int(number), int(parts)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,23 +105,15 @@ def turns_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """What a command left, named as `subprocess` names it."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(scope="session")
-def datbench() -> Callable[..., Done]:
+def datbench() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a folder, in this process: datbench(tmp_path, "list").
 
     Torch and the fork server are there already, which a process of its own would start anew.
     """
 
-    def run(folder: Path, *arguments: object) -> Done:
+    def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in arguments]
         with (
             contextlib.chdir(folder),
             warnings.catch_warnings(),
@@ -130,10 +121,10 @@ def datbench() -> Callable[..., Done]:
         ):
             warnings.simplefilter("ignore")
             patch.setattr("datbench.runner.PAUSES_S", (0.0,))  # before a disturbed slot is redone
-            result = CliRunner().invoke(cli, [*map(str, arguments)], prog_name="datbench")
+            result = CliRunner().invoke(cli, words, prog_name="datbench")
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Done(result.exit_code, result.stdout, result.stderr)
+        return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
 
     return run
 
