@@ -109,8 +109,8 @@ def predict(case: Case, limit: float = math.inf, workspace: int = WORKSPACE) -> 
     with mode, meter, FusedAttention(), _pretending():
         step = _step(case, model, inputs, dtype, pretend)
         fakes.clear()
-        for _ in range(2 if work.mode == "train" else 1):  # gradients settle in the second
-            step()
+        step()
+        step()
         before = meter.allocator.allocated
         meter.allocator.reset_peaks()
         step()
