@@ -1,4 +1,5 @@
 """Which tests run and which stay together; records and fakes that several tests use."""
+# ruff: noqa: E402 - the core of this process comes before torch
 
 from __future__ import annotations
 
@@ -13,6 +14,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
+
+# Each process of xdist has a core of its own, and one thread on it, since threads on one core wait
+# for each other. OpenMP and MKL count the cores as they are loaded: after that it is too late.
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker.removeprefix("gw").isdecimal() and hasattr(os, "sched_setaffinity"):
+    assert "torch" not in sys.modules
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 import pytest
 from click.testing import CliRunner
@@ -44,14 +53,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--slow", type=part, default="none", metavar="none|all|N/PARTS",
         help="Which of the tests marked slow to run: none (the default), all, or a part of them.",
     )  # fmt: skip
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Give each process of xdist a core: threads of two tests on one core wait for each other."""
-    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        number = int(config.workerinput["workerid"].removeprefix("gw"))
-        os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def pytest_report_header(config: pytest.Config) -> str:
