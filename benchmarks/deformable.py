@@ -10,6 +10,11 @@ the time that the multiply-adds would take at the rate of a 1024 x 1024 product,
 the same rounds. Memory is the most bytes of tensors alive at once above those before the step.
 `others` has other yardsticks, `growth` the plot of docs/deformable.md.
 
+    python benchmarks/deformable.py --device cuda --budget 120
+
+measures the implementations for GPUs against the papers' sequence by `datbench.compare`, blocks
+and networks, and keeps the rows in results/deformable/gpu.json; a budget holds for each sweep.
+
 Large tensors are memory that glibc maps anew each time, page by page, unless it is told to keep
 it, as the workers of datbench tell it; `--keep` does too, and measures the computing alone.
 """
@@ -30,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from datbench.pool import KEEPING
+from datbench.reports import cells
 from datbench.runner import host_facts
 from datbench.schedule import round_order, slot_iterations
 from datbench.stats import median_interval, round_difference
@@ -58,6 +64,7 @@ def table(side: int, stride: int, **options: Any) -> list[Arm]:
     return block("dat", (1, 256, side, side), **made)
 
 
+IMPLEMENTATIONS = ("reference", "masked", "flex", "triton")
 TILED = "dat_pp_tiny[impl=reference]+fast neighborhoods"
 CASES: dict[str, dict[str, list[Arm]]] = {
     "blocks": {
@@ -256,6 +263,38 @@ def timm_windows(arm: Arm) -> Any:
     return Windows()
 
 
+def on_gpu(budget: float | None) -> None:
+    """Compare the implementations for GPUs with the papers' sequence, by datbench itself."""
+    from datbench import compare
+
+    options = "position='table',table_size=({0},{0}),heads=8,groups=4,stride={1},impl={2}"
+    sweeps: dict[str, tuple[list[str], dict[str, Any]]] = {
+        f"{side}x{side}, stride {stride}": (
+            [f"block:dat[{options.format(side, stride, impl)}]" for impl in IMPLEMENTATIONS],
+            {"input_shape": f"256x{side}x{side}"},
+        )
+        for side, stride in ((14, 1), (28, 1), (40, 1), (80, 2))
+    }
+    sweeps |= {
+        name: ([f"{name}[impl={impl}]" for impl in IMPLEMENTATIONS], {})
+        for name in ("dat_tiny", "dat_pp_tiny", "dat_base_384")
+    }
+    rows = {}
+    for name, (models, given) in sweeps.items():
+        records = compare(
+            models, device="cuda", batch_size=[1, 16, 64], dtype=["float32", "bfloat16"],
+            mode=["inference", "train"], budget=budget, results=RESULTS / "runs", **given,
+        )  # fmt: skip
+        rows[name] = [record.row() for record in records]
+        for record in records:
+            how = f"{record.workload.mode} {record.workload.dtype} {record.workload.batch_size}"
+            against = (
+                cells.told(record.comparison) if record.comparison else record.error or "baseline"
+            )
+            print(f"{name:20} {how:24} {record.model.partition('impl=')[2]:12} {against}")
+        (RESULTS / "gpu.json").write_text(json.dumps(rows, indent=1, default=str) + "\n")
+
+
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Plot time and memory against the side of the map."""
     import matplotlib.pyplot as plt
@@ -283,8 +322,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
     parser.add_argument("--keep", action="store_true", help="let glibc keep freed memory")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of a sweep on a GPU")
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if arguments.device == "cuda":
+        on_gpu(arguments.budget)
+        return
     for what in arguments.what:
         file = RESULTS / f"{what}{'_kept' * arguments.keep}.json"
         rows = json.loads(file.read_text())["cases"] if arguments.only and file.exists() else {}

@@ -28,13 +28,23 @@ def advice(records: Sequence[Record]) -> Iterator[str]:
         yield "The GPU's clocks do not hold: let it cool, or fix a lower clock (nvidia-smi -lgc)."
     if "foreign_process" in flags:
         yield "Stop the other processes on the GPU, or choose another one with --device."
-    if "host_bound" in flags:
-        yield "The GPU waits for the host: a larger --batch-size shows what the GPU can do."
+    yield from _fewer_launches([r for r in records if "host_bound" in r.flags])
     if "not_warm" in flags and any(record.budget_s for record in records):
         yield "A longer --budget leaves more time to warm up."
     for record in records:
         if "oom" in record.flags and (smaller := _smaller(record)):
             yield f"{record.model} may fit with {smaller}."
+
+
+def _fewer_launches(bound: Sequence[Record]) -> Iterator[str]:
+    """Take Python away, or give each kernel more to do."""
+    graphs = any(r.workload.mode == "inference" and r.workload.runtime == "eager" for r in bound)
+    if bound:
+        whole = " --runtime cudagraph launches all kernels of a step at once;" if graphs else ""
+        yield (
+            f"The GPU waits for Python to launch kernels:{whole} a larger --batch-size gives each "
+            "more to do."
+        )
 
 
 def _or_fewer_threads(records: Sequence[Record]) -> str:

@@ -19,8 +19,8 @@ FLAGS: Mapping[str, str] = {
     "for that state alone: let the machine cool, or fix a lower clock.",
     "foreign_process": "Other processes were on the GPU and may have taken time and memory: stop "
     "them, or choose another one with --device.",
-    "host_bound": "The GPU waited for the host, so that the latency tells of Python and the "
-    "processor: a larger --batch-size shows what the GPU can do.",
+    "host_bound": "Python launched kernels more slowly than the GPU ran them, so that the latency "
+    "tells of launching: --runtime cudagraph or a larger --batch-size shows what the GPU can do.",
     "wrong_output": "The runtime does not give the answers of eager PyTorch, so that its time says "
     "nothing and gets no verdict: the note says where they differ.",
     "graph_breaks": "Python ran between several graphs of torch.compile, which could not hold the "

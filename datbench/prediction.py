@@ -32,6 +32,7 @@ from datbench.training import TrainStep
 from zoo.prepared import Prepared
 
 CUDA = torch.device("cuda:0")
+VECTOR = 8  # entries: the fused attention reads rows of a mask that begin at a multiple
 WORKSPACE = 8_519_680  # bytes of cuBLAS: torch's default for GPUs before Hopper, 8320 KiB
 PRODUCTS = (
     "mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "deform_conv2d",
@@ -222,10 +223,11 @@ def _attention(  # noqa: PLR0917 - as the function that it stands for
         out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)
         return out[0]
     if attn_mask is not None:
-        short = -attn_mask.shape[-1] % 16  # the kernel reads rows of whole vectors
-        if short:
-            padded = torch.nn.functional.pad(attn_mask, (0, short))
-            attn_mask = padded[..., : attn_mask.shape[-1]]
+        *rows, across = attn_mask.stride()
+        if across != 1 or any(stride % VECTOR for stride in rows):  # torch copies such a mask
+            length = attn_mask.shape[-1]
+            padded = torch.nn.functional.pad(attn_mask, (0, VECTOR - length % VECTOR))
+            attn_mask = padded[..., :length]
         attn_mask = attn_mask.expand(*q.shape[:2], q.shape[2], k.shape[2])
     trained = q.requires_grad or k.requires_grad or v.requires_grad
     out = aten._scaled_dot_product_efficient_attention(
@@ -437,8 +439,7 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
                 continue
             if passed is not None:
                 expected = later._input_metadata[place]
-                fitted = passed.sum_to_size(expected.shape).to(expected.dtype)
-                slots = arrived.setdefault(later, {})
+                slots, fitted = arrived.setdefault(later, {}), _fitted(passed, expected)
                 slots[place] = slots[place] + fitted if place in slots else fitted
                 del fitted
             waiting[later] -= 1
@@ -448,6 +449,13 @@ def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
                     ready.append(later)
         del found, following
         later = passed = None
+
+
+def _fitted(gradient: torch.Tensor, expected: Any) -> torch.Tensor:
+    """A gradient in the shape and type that a node expects."""
+    if gradient.shape != expected.shape:
+        gradient = gradient.sum_to_size(expected.shape)
+    return gradient if gradient.dtype == expected.dtype else gradient.to(expected.dtype)
 
 
 def _priority(node: Any) -> int:

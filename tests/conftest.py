@@ -34,7 +34,7 @@ from zoo.spec import BLOCKS, MODELS
 settings.register_profile("any_machine", deadline=None)  # a busy one may take its time
 settings.load_profile("any_machine")
 # Fixtures that cost more than their tests: a process that sets one up runs all tests that use it.
-DEAR = {"failed", "measured", "modules", "regimes", "trained"}
+DEAR = {"failed", "interpreted", "measured", "modules", "regimes", "trained"}
 
 
 def part(text: str) -> tuple[int, int]:

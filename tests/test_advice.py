@@ -42,6 +42,7 @@ def told(make_record, environment):
         ("throttled", {}, "No process of this machine was in the way"),
         ("foreign_process", {"device": "cuda:0"}, "--device"),
         ("host_bound", {"device": "cuda:0"}, "--batch-size"),
+        ("host_bound", {"device": "cuda:0"}, "--runtime cudagraph"),
         ("not_warm", {"budget_s": 10.0}, "--budget"),
         ("oom", {"batch_size": 8}, "a smaller --batch-size"),
         ("oom", {"device": "cuda:0"}, "--dtype bfloat16"),
@@ -56,6 +57,7 @@ def test_a_flag_brings_advice(told, flag, options, part):
     [
         ("noisy", {"tier": "rigorous"}, "--rigorous"),
         ("noisy", {"device": "cuda:0"}, "this machine"),
+        ("host_bound", {"device": "cuda:0", "runtime": "cudagraph"}, "--runtime"),
         ("throttled", {}, "nvidia-smi"),
         ("contended", {"threads": 1}, "--threads"),
         ("contended", {"cores": 1, "threads": 1}, "--threads"),

@@ -370,6 +370,27 @@ def test_baselines_are_named_where_several_runs_share_a_table(several_machines, 
     assert tabulate([*here, alone])[1][-1][-1] == ""
 
 
+@pytest.mark.parametrize(
+    ("bound", "ending"),
+    [
+        ((), "]"),
+        (("model",), "], but the model is limited by launching kernels"),
+        (("baseline",), "], but the baseline is limited by launching kernels"),
+        (("model", "baseline"), "], of launching kernels: the GPU waits in both"),
+    ],
+)
+def test_a_ratio_of_launching_says_so(make_record, bound, ending):
+    """No reader shall take the time of Python for that of the GPU."""
+    slower = Comparison("dat_tiny", 1.31, 1.29, 1.33, "SLOWER")
+    doubt = ["host_bound: limited by Python launching kernels, not by the GPU"]
+    records = [
+        make_record(warnings=doubt * ("baseline" in bound)),
+        make_record("swin_tiny", comparison=slower, warnings=doubt * ("model" in bound)),
+    ]
+    _, (_, row) = tabulate(records)
+    assert row[-1].endswith(ending)
+
+
 def test_a_model_that_failed_before_it_knew_its_machine_stands_with_its_run(three_records):
     lost = dataclasses.replace(three_records[2], environment=None)
     assert len(by_machine([lost, *three_records[:2]])) == 1

@@ -13,6 +13,8 @@ from torch import nn
 from zoo.prepared import Prepared
 from zoo.registry import ZooError
 
+ALIGNED = 8  # entries, see `aligned`
+
 
 def sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of an input whose size is given as a side or as both."""
@@ -156,6 +158,16 @@ def on_map(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     h, w = x.shape[-2:]
     out = layer(rearrange(x, "b c h w -> b (h w) c"), (h, w))
     return rearrange(out, "b (h w) c -> b c h w", h=h)
+
+
+def aligned(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a mask in rows that torch's fused attention reads as they are, (..., n).
+
+    Rows begin at multiples of `ALIGNED`. torch would copy others, and their gradient.
+    """
+    rows = mask.new_zeros(*mask.shape[:-1], mask.shape[-1] + -mask.shape[-1] % ALIGNED, dtype=dtype)
+    # Detached: a gradient then passes by the padding, which nobody learns.
+    return rows[..., : mask.shape[-1]].detach().copy_(mask)
 
 
 ACTIVATIONS = ("ReLU6", "ReLU", "GELU", "SiLU", "Hardswish", "LeakyReLU", "ELU", "Mish")

@@ -1,4 +1,4 @@
-"""Tensors that a module makes from its parameters once, and again when those have changed."""
+"""Tensors that a module makes once: of sizes, or of its parameters until those have changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 class Prepared:
-    """What a module has made, by name; kept while no gradients are recorded.
+    """What a module has made, by name; what is made of parameters, while no gradients are recorded.
 
     A change is seen by the version that torch counts up whenever a tensor is written to, and by
     where it lies. Writing through `parameter.data`, which torch does not count either, is not seen
@@ -31,16 +31,20 @@ class Prepared:
         Args:
             name: of the value; the last one of each name is kept.
             make: gives a tensor or a tuple of tensors.
-            sources: what it makes it from.
+            sources: parameters that it makes it from; none if it depends on the key alone.
             key: whatever else it depends on, such as the size of a map.
         """
         if torch.compiler.is_compiling():
             return make()  # a look at what is kept would be guarded, and compiled again as it grows
         if not self.keeps(*sources):
-            if self._kept:
-                self._kept = {}
+            if sources:
+                self._kept = {name: kept for name, kept in self._kept.items() if not kept[1]}
             return make()
-        state = (key, *((t.untyped_storage()._cdata, t._version, *kind(t)) for t in sources))
+        state = (
+            key,
+            torch.is_inference_mode_enabled(),  # gradients cannot flow past what is made then
+            *((t.untyped_storage()._cdata, t._version, *kind(t)) for t in sources),
+        )
         found = self._kept.get(name)
         if (
             found
@@ -55,13 +59,15 @@ class Prepared:
     @staticmethod
     def keeps(*sources: torch.Tensor) -> bool:
         """Whether what is made of such tensors can be kept: nothing records what happens."""
+        learning = bool(sources) and torch.is_grad_enabled()
         if Prepared.pretending:
-            return not torch.is_grad_enabled()
+            return not learning
         return (
-            not torch.is_grad_enabled()
+            not learning
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
             and _get_current_dispatch_mode() is None
+            and torch._C._functorch.peek_interpreter_stack() is None
             and all(map(_plain, sources))
         )
 

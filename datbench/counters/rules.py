@@ -253,6 +253,7 @@ BOTH: dict[str, Rule] = {
     "aten::_scaled_dot_product_fused_attention_overrideable": attention,
     "aten::_efficient_attention_forward": attention_rows,  # torch's takes tokens for heads
     "torchvision::deform_conv2d": convolution,
+    "zoo::deformable_attention": attention,
     "aten::mv": matmul,
     "aten::dot": matmul,
     "aten::vdot": matmul,

@@ -231,7 +231,7 @@ def summarise(processes: Sequence[Samples], batch_size: int) -> Iterator[Measure
         doubts.append(f"noisy: the interval is {width:.0%} of the median wide")
     host_median = statistics.median(host) if host else None
     if host_median is not None and host_median > median:
-        doubts.append("host_bound: launching took longer than the work")
+        doubts.append("host_bound: limited by Python launching kernels, not by the GPU")
     lo, hi = interval or (None, None)
     yield Measurement("latency_ms_median", median, tuple(doubts))
     yield Measurement("latency_ms_lo", lo)

@@ -97,14 +97,26 @@ def _against(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
     compared = {(r.run_id, r.comparison.baseline) for r in records if r.comparison}
     names = sorted({name for _, name in compared})
     several = len(names) > 1
+    launching = {(r.run_id, r.unit, r.model) for r in records if "host_bound" in r.flags}
 
     def against(record: Record) -> str:
         if record.comparison is None:
             return "baseline" if (record.run_id, record.model) in compared else ""
-        of = f", against {record.comparison.baseline}" if several else ""
-        return f"{told(record.comparison)}{of}"
+        baseline = record.comparison.baseline
+        of = f", against {baseline}" if several else ""
+        unit = record.run_id, record.unit
+        bound = [(*unit, name) in launching for name in (record.model, baseline)]
+        return f"{told(record.comparison)}{of}{_limited(*bound)}"
 
     return {f"time against\n{'the baseline' if several else names[0]}": against} if names else {}
+
+
+def _limited(model: bool, baseline: bool) -> str:
+    """Say that a ratio tells of Python launching kernels, where it does."""
+    if model and baseline:
+        return ", of launching kernels: the GPU waits in both"
+    who = "model" if model else "baseline"
+    return f", but the {who} is limited by launching kernels" if model or baseline else ""
 
 
 def title(column: str) -> str:

@@ -15,21 +15,32 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from zoo.blocks._positions import TableBias
 
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: TableBias, scale: float
+def attend(  # noqa: PLR0917 - what attention takes, and its position term
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: torch.Tensor,
+    points: torch.Tensor,
+    queries: tuple[torch.Tensor, torch.Tensor],
+    scale: float,
 ) -> torch.Tensor:
-    """Attend from the map q (b, heads, h, w, d) to k and v (b, heads, n, d), as q."""
-    h, w = q.shape[2:4]
-    table, points = positions.table.to(q.dtype), positions.points
+    """Attend from q (b, heads, h * w, d) to k and v (b, heads, n, d), as q.
+
+    Args:
+        q, k, v: queries, keys and values.
+        table: read at query minus point, (heads, th, tw).
+        points: (yx, b, groups, n).
+        queries: places of the rows and columns of the map, (h,) and (w,).
+        scale: of the products of queries and keys.
+    """
+    table, per_group = table.to(q.dtype), len(table) // points.shape[2]
     length_y, length_x = table.shape[1:]
     half_y, half_x = (length_y - 1) / 2, (length_x - 1) / 2
-    at_y, at_x = torch.meshgrid(*positions.queries, indexing="ij")
+    at_y, at_x = torch.meshgrid(*queries, indexing="ij")
     # Where a point in the middle reads the table.
     query_y, query_x = (at_y.flatten() / 2 + 1) * half_y, (at_x.flatten() / 2 + 1) * half_x
-    moved_y, moved_x = points.repeat_interleave(positions.heads_per_group, 2) / 2
+    moved_y, moved_x = points.repeat_interleave(per_group, 2) / 2
     point_y = (moved_y * half_y).permute(2, 0, 1).contiguous()
     point_x = (moved_x * half_x).permute(2, 0, 1).contiguous()
 
@@ -48,8 +59,8 @@ def attend(
         return score + bias
 
     run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
-    out = run(q.flatten(2, 3), k, v, score_mod=with_bias, scale=scale)
-    return out.unflatten(2, (h, w))
+    out: torch.Tensor = run(q, k, v, score_mod=with_bias, scale=scale)
+    return out
 
 
 @functools.cache

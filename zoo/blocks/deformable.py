@@ -8,6 +8,7 @@ although version 1 places pixel centres as if it were False: checkpoints were tr
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from zoo.blocks import _deformable_flex, _deformable_reference
+from zoo.blocks import _deformable_fused, _deformable_reference
 from zoo.blocks._positions import FixedBias, LogBias, TableBias, WindowBias, band_rows
 from zoo.chunked import Positions, attend
 from zoo.exporting import traced
@@ -34,7 +35,7 @@ from zoo.sampling import Taps, crossed, interpolated, neighbours, per_axis
 from zoo.spec import block
 
 Position = Literal["table", "dwc", "fixed", "log_cpb"]
-Impl = Literal["fast", "reference", "flex"]
+Impl = Literal["fast", "reference", "masked", "flex", "triton"]
 
 
 @block(
@@ -69,9 +70,11 @@ class DeformableAttention(nn.Module):
         version: 1 or 2, see above.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
-        impl: how it is computed; the result is the same. "fast" takes a block of queries at a
-            time; "reference" does what the papers write; "flex" reads the bias table inside a
-            compiled kernel.
+        impl: how it is computed; the result is the same. "masked" samples the position term for
+            all pairs, as a mask of torch's fused attention; "flex" and "triton" read a table
+            inside of a kernel, and where they cannot (other terms, dropout, a CPU) are "masked";
+            "fast" takes a block of queries at a time on a CPU and is "masked" elsewhere;
+            "reference" does what the papers write.
     Shape: (b, dim, h, w) to (b, dim, h, w)
     Raises: ZooError if the channels do not divide, the options do not go together, the map does
         not fit a "fixed" bias or, without offsets, the stride, or it gives a side of one point
@@ -99,6 +102,8 @@ class DeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.impl = checked_impl(impl, Impl)
+        if impl == "triton" and not importlib.util.find_spec("triton"):
+            raise ZooError("impl='triton' needs Triton, which torch's wheels for CUDA bring along")
         if heads < 1 or groups < 1:
             raise ZooError(f"heads={heads}, groups={groups}: expected 1 or more of each")
         self.scale = head_scale(dim, heads)
@@ -156,7 +161,9 @@ class DeformableAttention(nn.Module):
         """Attend from every pixel of `x` to its group's sampled points."""
         if self.impl == "reference" or traced():
             return _deformable_reference.attend(self, x)
-        return in_channels_last(self._channels_last, x)
+        if self.impl == "fast" and x.device.type == "cpu":
+            return in_channels_last(self._channels_last, x)
+        return _deformable_fused.attend(self, x)
 
     def _channels_last(self, x: torch.Tensor) -> torch.Tensor:
         """Attend, with the channels of each pixel side by side in memory."""
@@ -164,7 +171,7 @@ class DeformableAttention(nn.Module):
         if self.no_offset:
             sampled = self.pooled(x)
         else:
-            pos_yx, _ = self.place(self._offset(q))
+            pos_yx, _ = self.place(self.offset(q))
             points = rearrange(pos_yx, "(b g) i j yx -> yx b g (i j)", g=self.groups)
             sampled = self._sampled(x, points)
         queries = rearrange(q, "b (a d) h w -> b a h w d", a=self.heads)
@@ -193,15 +200,7 @@ class DeformableAttention(nn.Module):
             positions: Positions = FixedBias(self.fixed_table(h, w, k.shape[2]), b, w)
         else:
             positions = self._moving_bias(points, h, w)
-            if isinstance(positions, TableBias) and self._flexible(q):
-                return _deformable_flex.attend(q, k, v, positions, self.scale)
         return attend(q, k, v, positions, scale=self.scale, dropout=dropout)
-
-    def _flexible(self, q: torch.Tensor) -> bool:
-        """Whether this is for flex attention, which has no dropout, nor gradients on a CPU."""
-        wanted = self.impl == "flex"
-        learns = torch.is_grad_enabled() and (q.requires_grad or self.rpe_table.requires_grad)
-        return wanted and (q.is_cuda or not learns) and not (self.training and self.attn_drop.p)
 
     def points(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tell where `x` is sampled: positions and reference points, (b, groups, i, j, yx)."""
@@ -308,7 +307,7 @@ class DeformableAttention(nn.Module):
         points = (side + 2 * padding - kernel) // self.stride + 1
         return (self.offset_range + 1) / (points - 1) * (side - 1) / 2
 
-    def _offset(self, q: torch.Tensor) -> torch.Tensor:
+    def offset(self, q: torch.Tensor) -> torch.Tensor:
         """Predict how far the points move, (b * groups, i, j, yx), all groups at once."""
         conv, norm, activation, last = self.conv_offset
         weight, bias = self.prepared(
@@ -319,7 +318,7 @@ class DeformableAttention(nn.Module):
         )
         out = F.conv2d(q, weight, bias, conv.stride, conv.padding, groups=len(weight))
         out = norm.norm(rearrange(out, "b (g c) i j -> b i j g c", g=self.groups))
-        out = F.linear(activation(out), last.weight[..., 0, 0])
+        out = F.linear(activation(out), last.weight.flatten(1))
         return rearrange(out, "b i j g yx -> (b g) i j yx")
 
     def _sampled(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

@@ -242,7 +242,11 @@ class NeighborhoodAttention(nn.Module):
     def _tiles(self, rows: int, columns: int, device: torch.device) -> Tiles:
         if (rows, columns) == self.map_size:
             return Tiles(*map(self.get_buffer, Tiles._fields))
-        return cut(rows, columns, self.kernel_size, self.dilation, device)
+        return self.prepared(
+            "tiles",
+            lambda: cut(rows, columns, self.kernel_size, self.dilation, device),
+            key=(rows, columns, device),
+        )
 
     def _bias(self, entry_y: torch.Tensor, entry_x: torch.Tensor) -> torch.Tensor:
         """Bias of each query and key of each tile, (heads, tiles, n, m)."""

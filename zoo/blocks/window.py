@@ -13,6 +13,7 @@ from torch import nn
 from zoo.chunked import LOGITS
 from zoo.layers import (
     Linear,
+    aligned,
     checked_impl,
     head_scale,
     in_channels_last,
@@ -20,7 +21,7 @@ from zoo.layers import (
     resized_table,
     sides,
 )
-from zoo.prepared import Prepared
+from zoo.prepared import Prepared, kind
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import block
@@ -102,9 +103,9 @@ class WindowAttention(nn.Module):
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, order)
         qkv = self.proj_qkv(tokens.unflatten(1, (-1, self.window**2)))
         mask = self._mask(h, w, x)
-        if x.is_cuda:
+        if x.device.type != "cpu":
             dropout = self.attn_drop.p if self.training else 0.0
-            out = fused(qkv, self.scale, self._bias(), mask, dropout)
+            out = fused(qkv, self.scale, self._aligned_bias(mask, qkv), dropout)
         elif qkv.dtype == self._bias().dtype and Prepared.keeps(self.relative_position_bias_table):
             out = by_parts(qkv, self.scale, self._bias(), mask)
         else:
@@ -117,7 +118,7 @@ class WindowAttention(nn.Module):
         pixels = self._rolled(torch.arange(h * w, device=device).view(h, w))
         window = self.window
         order = rearrange(pixels, "(i y) (j x) -> (i j y x)", y=window, x=window)
-        return order, order.argsort()
+        return order.int(), order.argsort().int()
 
     def _bias(self) -> torch.Tensor:
         """Bias of each query and key of a window, (heads, m, n)."""
@@ -125,6 +126,19 @@ class WindowAttention(nn.Module):
         return self.prepared(
             "bias", lambda: rearrange(table[index], "m n a -> a m n").contiguous(), table
         )
+
+    def _aligned_bias(self, mask: torch.Tensor | None, qkv: torch.Tensor) -> torch.Tensor:
+        """What is added to the logits of all windows, (1, heads, m, n), or of each, for `fused`."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        if mask is None:
+            return self.prepared(
+                "aligned bias",
+                lambda: aligned(rearrange(table[index], "m n a -> 1 a m n"), qkv.dtype),
+                table,
+                key=qkv.dtype,
+            )
+        added = rearrange(table[index], "m n a -> a m n") + mask[:, None]
+        return aligned(added.expand(len(qkv), -1, -1, -1, -1), qkv.dtype).flatten(0, 1)
 
     def _mask(self, h: int, w: int, like: torch.Tensor) -> torch.Tensor | None:
         """What is added to the logits of each window of a map, (windows, m, n)."""
@@ -202,7 +216,11 @@ class ShiftedWindowAttention(WindowAttention):
     def _mask(self, h: int, w: int, like: torch.Tensor) -> torch.Tensor | None:
         if (h, w) == self.map_size:
             return self.attn_mask
-        return shift_mask(h, w, self.window, self.shift, like.device).to(like.dtype)
+
+        def make() -> torch.Tensor:
+            return shift_mask(h, w, self.window, self.shift, like.device).to(like.dtype)
+
+        return self.prepared("mask", make, key=(h, w, *kind(like)))
 
     def _rolled(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.roll((-self.shift, -self.shift), (0, 1))
@@ -232,17 +250,19 @@ def attend(
     return rearrange(out, "b l a n d -> b l n (a d)")
 
 
-def fused(
-    qkv: torch.Tensor, scale: float, bias: torch.Tensor, mask: torch.Tensor | None, dropout: float
-) -> torch.Tensor:
-    """`attend` in one kernel, where the device has one that takes a bias."""
-    b = len(qkv)
-    q, k, v = rearrange(qkv, "b l n (three a d) -> three (b l) a n d", three=3, a=len(bias))
-    added = bias[None].to(q.dtype)
-    if mask is not None:
-        added = (added + mask[:, None].to(q.dtype)).repeat(b, 1, 1, 1)
-    out = F.scaled_dot_product_attention(q, k, v, added, dropout, scale=scale)
-    return rearrange(out, "(b l) a n d -> b l n (a d)", b=b)
+def fused(qkv: torch.Tensor, scale: float, bias: torch.Tensor, dropout: float) -> torch.Tensor:
+    """`attend` in one kernel, where the device has one that takes a bias.
+
+    Args:
+        qkv, scale: as of `attend`.
+        bias: of the logits of all windows, (1, heads, n, n), or of each of each image,
+            (b * windows, heads, n, n), see `aligned`.
+        dropout: of the attention weights.
+    """
+    pattern = "b l n (three a d) -> three (b l) a n d"
+    q, k, v = rearrange(qkv, pattern, three=3, a=bias.shape[1])
+    out = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
+    return rearrange(out, "(b l) a n d -> b l n (a d)", b=len(qkv))
 
 
 def by_parts(
