@@ -98,7 +98,7 @@ def test_a_block_asks_for_no_more_than_the_papers_sequence(counted, form):
         modes=["inference", "training"],
     )  # fmt: skip
     # A layer alone with few keys for each query: buffers of the fused attention's own backward.
-    compare(*both, training=1.3, kept=2**20)
+    compare(*both, training=1.35, kept=2**20)
 
 
 @pytest.mark.slow(but=["dat_tiny", "dat_pp_tiny"])

@@ -54,7 +54,7 @@ WITH_IMPL = sorted(path.stem for pattern in ATTENTION for path in GOLDENS.glob(f
 def test_the_papers_sequence_of_operations_gives_them_too(case, learns, fill, noise):
     golden = json.loads((GOLDENS / f"{case}.json").read_text())
     expected = load_file(GOLDENS / f"{case}.safetensors")
-    for impl in ("reference", "fast"):
+    for impl in ("reference", "fast", *(["masked"] if case.startswith("dattn") else [])):
         module = fill(zoo.build_reference(golden, impl=impl))
         x = noise(golden["input_seed_name"], *golden["input_shape"]).requires_grad_()
         with torch.set_grad_enabled(learns):
