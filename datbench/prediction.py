@@ -29,10 +29,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from datbench.caching import CachingAllocator
 from datbench.plan import Case
 from datbench.training import TrainStep
+from zoo.layers import ALIGNED
 from zoo.prepared import Prepared
 
 CUDA = torch.device("cuda:0")
-VECTOR = 8  # entries: the fused attention reads rows of a mask that begin at a multiple
 WORKSPACE = 8_519_680  # bytes of cuBLAS: torch's default for GPUs before Hopper, 8320 KiB
 PRODUCTS = (
     "mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "deform_conv2d",
@@ -224,9 +224,9 @@ def _attention(  # noqa: PLR0917 - as the function that it stands for
         return out[0]
     if attn_mask is not None:
         *rows, across = attn_mask.stride()
-        if across != 1 or any(stride % VECTOR for stride in rows):  # torch copies such a mask
+        if across != 1 or any(stride % ALIGNED for stride in rows):  # torch copies such a mask
             length = attn_mask.shape[-1]
-            padded = torch.nn.functional.pad(attn_mask, (0, VECTOR - length % VECTOR))
+            padded = torch.nn.functional.pad(attn_mask, (0, ALIGNED - length % ALIGNED))
             attn_mask = padded[..., :length]
         attn_mask = attn_mask.expand(*q.shape[:2], q.shape[2], k.shape[2])
     trained = q.requires_grad or k.requires_grad or v.requires_grad

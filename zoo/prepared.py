@@ -42,7 +42,7 @@ class Prepared:
             return make()
         state = (
             key,
-            torch.is_inference_mode_enabled(),  # gradients cannot flow past what is made then
+            not sources and torch.is_inference_mode_enabled(),  # no gradient passes what it makes
             *((t.untyped_storage()._cdata, t._version, *kind(t)) for t in sources),
         )
         found = self._kept.get(name)

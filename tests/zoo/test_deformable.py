@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import zoo
 from datbench.device import _allocation
 from zoo import chunked
 from zoo.blocks import _positions
+from zoo.blocks.deformable import DeformableAttention, Impl
 from zoo.layers import Linear
 from zoo.prepared import Prepared
 
@@ -177,6 +179,17 @@ def test_flex_attention_is_the_same_and_is_compiled_once_for_each_size(fill, noi
     found = learned(made["flex"], x, x)  # a CPU has no gradients of it: another one learns
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("name", ["dat_tiny", "dat_pp_tiny"])
+@pytest.mark.parametrize("impl", get_args(Impl))
+def test_a_network_takes_each_implementation(name, impl):
+    if impl == "triton":
+        pytest.importorskip("triton")
+    with torch.device("meta"):
+        model = zoo.create_model(f"{name}[impl={impl}]")
+    made = {m.impl for m in model.modules() if isinstance(m, DeformableAttention)}
+    assert made == {impl}
 
 
 def test_an_implementation_is_a_part_of_the_name():

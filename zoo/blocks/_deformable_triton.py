@@ -100,6 +100,31 @@ def _bias(table, query_y, query_x, point_y, point_x, table_h, table_w):
 
 
 @triton.jit
+def _begin(
+    q, k, v, table, points, q_batch, q_head, k_batch, k_head, v_batch, v_head, batch, heads,
+    per_group, n, table_size,
+):  # fmt: skip
+    """Image and head of this program; where its tensors begin, and how far y and x are apart."""
+    image, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    groups = heads // per_group
+    points += (image * groups + head // per_group) * n
+    image = image.to(tl.int64)
+    q += image * q_batch + head * q_head
+    k += image * k_batch + head * k_head
+    v += image * v_batch + head * v_head
+    return image, head, q, k, v, table + head * table_size, points, batch * groups * n
+
+
+@triton.jit
+def _places(pointer, apart, index, count):
+    """Places along y and x."""
+    return (
+        tl.load(pointer + index, index < count, 0.0),
+        tl.load(pointer + apart + index, index < count, 0.0),
+    )
+
+
+@triton.jit
 def forward_kernel(
     q, k, v, table, queries, points, out, log_sums,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
@@ -108,26 +133,20 @@ def forward_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend from a tile of queries of one head to all points."""
-    image, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    image, head, q, k, v, table, points, apart = _begin(
+        q, k, v, table, points, q_batch, q_head, k_batch, k_head, v_batch, v_head, batch, heads,
+        per_group, n, table_h * table_w,
+    )  # fmt: skip
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     channels = tl.arange(0, PADDED)
-    q += image.to(tl.int64) * q_batch + head * q_head
-    k += image.to(tl.int64) * k_batch + head * k_head
-    v += image.to(tl.int64) * v_batch + head * v_head
-    table += head * table_h * table_w
-    groups = heads // per_group
-    at_y = points + (image * groups + head // per_group) * n
-    at_x = at_y + batch * groups * n
-    query_y = tl.load(queries + rows, rows < m, 0.0)
-    query_x = tl.load(queries + m + rows, rows < m, 0.0)
+    query_y, query_x = _places(queries, m, rows, m)
     own = _tile(q, q_row, rows, m, channels, WIDTH)
     highest = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     sums = tl.zeros([QUERIES, PADDED], tl.float32)
     for start in range(0, n, KEYS):
         columns = start + tl.arange(0, KEYS)
-        point_y = tl.load(at_y + columns, columns < n, 0.0)
-        point_x = tl.load(at_x + columns, columns < n, 0.0)
+        point_y, point_x = _places(points, apart, columns, n)
         keys = _tile(k, k_row, columns, n, channels, WIDTH)
         logits = tl.dot(own, tl.trans(keys), input_precision=PRECISION) * scale
         logits += _bias(table, query_y, query_x, point_y, point_x, table_h, table_w)
@@ -140,7 +159,7 @@ def forward_kernel(
         sums = sums * faded[:, None]
         sums = tl.dot(weights.to(values.dtype), values, sums, input_precision=PRECISION)
         highest = higher
-    place = (image.to(tl.int64) * m + rows[:, None]) * heads + head  # (b, m, heads)
+    place = (image * m + rows[:, None]) * heads + head  # (b, m, heads)
     inside = (rows[:, None] < m) & (channels[None, :] < WIDTH)
     tl.store(out + place * WIDTH + channels[None, :], sums / total[:, None], inside)
     tl.store(log_sums + tl.program_id(1) * m + rows, highest + tl.log2(total), rows < m)
@@ -155,21 +174,16 @@ def queries_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of queries; `grad` and `d_q` are (b, m, heads, d)."""
-    image, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    image, head, q, k, v, table, points, apart = _begin(
+        q, k, v, table, points, q_batch, q_head, k_batch, k_head, v_batch, v_head, batch, heads,
+        per_group, n, table_h * table_w,
+    )  # fmt: skip
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     channels = tl.arange(0, PADDED)
-    q += image.to(tl.int64) * q_batch + head * q_head
-    k += image.to(tl.int64) * k_batch + head * k_head
-    v += image.to(tl.int64) * v_batch + head * v_head
-    table += head * table_h * table_w
-    groups = heads // per_group
-    at_y = points + (image * groups + head // per_group) * n
-    at_x = at_y + batch * groups * n
-    place = image.to(tl.int64) * m * heads + head
+    place = image * m * heads + head
     grad += place * WIDTH
     d_q += place * WIDTH
-    query_y = tl.load(queries + rows, rows < m, 0.0)
-    query_x = tl.load(queries + m + rows, rows < m, 0.0)
+    query_y, query_x = _places(queries, m, rows, m)
     own = _tile(q, q_row, rows, m, channels, WIDTH)
     d_out = _tile(grad, heads * WIDTH, rows, m, channels, WIDTH)
     log_sum = tl.load(log_sums + tl.program_id(1) * m + rows, rows < m, float("inf"))
@@ -177,8 +191,7 @@ def queries_kernel(
     sums = tl.zeros([QUERIES, PADDED], tl.float32)
     for start in range(0, n, KEYS):
         columns = start + tl.arange(0, KEYS)
-        point_y = tl.load(at_y + columns, columns < n, 0.0)
-        point_x = tl.load(at_x + columns, columns < n, 0.0)
+        point_y, point_x = _places(points, apart, columns, n)
         keys = _tile(k, k_row, columns, n, channels, WIDTH)
         logits = tl.dot(own, tl.trans(keys), input_precision=PRECISION) * scale
         logits += _bias(table, query_y, query_x, point_y, point_x, table_h, table_w)
@@ -203,22 +216,17 @@ def keys_kernel(
 
     `grad` is (b, m, heads, d), `d_k` and `d_v` (b, n, heads, d), `d_points` (yx, b, heads, n).
     """
-    image, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    image, head, q, k, v, table, points, apart = _begin(
+        q, k, v, table, points, q_batch, q_head, k_batch, k_head, v_batch, v_head, batch, heads,
+        per_group, n, table_h * table_w,
+    )  # fmt: skip
     columns = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     channels = tl.arange(0, PADDED)
-    q += image.to(tl.int64) * q_batch + head * q_head
-    k += image.to(tl.int64) * k_batch + head * k_head
-    v += image.to(tl.int64) * v_batch + head * v_head
-    table += head * table_h * table_w
     d_table += head * table_h * table_w
-    groups = heads // per_group
-    at_y = points + (image * groups + head // per_group) * n
-    at_x = at_y + batch * groups * n
-    grad += (image.to(tl.int64) * m * heads + head) * WIDTH
+    grad += (image * m * heads + head) * WIDTH
     log_sums += tl.program_id(1) * m
     means += tl.program_id(1) * m
-    point_y = tl.load(at_y + columns, columns < n, 0.0)
-    point_x = tl.load(at_x + columns, columns < n, 0.0)
+    point_y, point_x = _places(points, apart, columns, n)
     keys = _tile(k, k_row, columns, n, channels, WIDTH)
     values = _tile(v, v_row, columns, n, channels, WIDTH)
     k_sums = tl.zeros([KEYS, PADDED], tl.float32)
@@ -227,8 +235,7 @@ def keys_kernel(
     x_sums = tl.zeros([KEYS], tl.float32)
     for start in range(0, m, QUERIES):
         rows = start + tl.arange(0, QUERIES)
-        query_y = tl.load(queries + rows, rows < m, 0.0)
-        query_x = tl.load(queries + m + rows, rows < m, 0.0)
+        query_y, query_x = _places(queries, m, rows, m)
         own = _tile(q, q_row, rows, m, channels, WIDTH)
         d_out = _tile(grad, heads * WIDTH, rows, m, channels, WIDTH)
         log_sum = tl.load(log_sums + rows, rows < m, float("inf"))
@@ -260,7 +267,7 @@ def keys_kernel(
         entry += table_w
         tl.atomic_add(entry, far * (1 - across), seen & bottom & left, sem="relaxed")
         tl.atomic_add(entry + 1, far * across, seen & bottom & right, sem="relaxed")
-    place = (image.to(tl.int64) * n + columns[:, None]) * heads + head
+    place = (image * n + columns[:, None]) * heads + head
     place = place * WIDTH + channels[None, :]
     inside = (columns[:, None] < n) & (channels[None, :] < WIDTH)
     tl.store(d_k + place, k_sums * scale, inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import DropPath
@@ -284,12 +284,16 @@ def head_channels(dim: int, heads: int) -> int:
     return dim // heads
 
 
+def other(impl: Impl) -> Literal["fast", "reference"]:
+    """Choose how attention without points is computed, in a network whose points are `impl`."""
+    return "reference" if impl == "reference" else "fast"
+
+
 def windowed(
     letter: str, dim: int, heads: int, window: int, size: tuple[int, int], **options: Any
 ) -> nn.Module:
     """Build the attention of letter L or S; S shifts by half a window, rounded up."""
-    if options["impl"] == "flex":
-        options["impl"] = "fast"
+    options["impl"] = other(options["impl"])
     if letter == "L":
         return local_attention(dim=dim, heads=heads, window_size=window, **options)
     shift = -(-window // 2)

@@ -12,7 +12,7 @@ from zoo.blocks.deformable import Impl, dattention_v2
 from zoo.blocks.neighborhood import NeighborhoodAttention
 from zoo.blocks.sra import PyramidAttention
 from zoo.layers import ChannelNorm, pointwise, sides
-from zoo.models._dat import DAT, build_dat, head_channels, windowed
+from zoo.models._dat import DAT, build_dat, head_channels, other, windowed
 from zoo.reference import reference
 from zoo.registry import ZooError
 from zoo.spec import model
@@ -153,7 +153,7 @@ def dat_v2(
                 map_size=size,
                 attn_drop=attn_drop_rate,
                 proj_drop=drop_rate,
-                impl="reference" if impl == "reference" else "fast",
+                impl=other(impl),
             )
         if letter == "P":
             return PyramidAttention(dim, heads=heads[i], reduction=sr_ratios[i], **drops)
